@@ -1,0 +1,91 @@
+# Theseus. `make help` lists the targets; `make demo` and `make test` do all their own set-up on a fresh Debian machine
+# with Go, as root.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+BIN      ?= bin
+BUILD    ?= build
+PG_MAJOR ?= 17
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+# The lab that tests use. The demo's lab has the default name, so that both can be up at once.
+TEST_LAB ?= theseus-test
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+include lab/lab.mk
+include images/images.mk
+
+GO_SOURCES := $(shell find api cmd internal -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
+
+##@ What you will want
+.PHONY: demo
+demo: packages binaries images $(BIN)/theseus-demo ## Start a lab, install Theseus, run the quickstart; CLUSTER=current uses your kubeconfig, IMAGE= names pushed images
+	$(BIN)/theseus-demo --cluster=$(or $(CLUSTER),lab) $(if $(IMAGE),--image=$(IMAGE))
+
+.PHONY: test
+test: packages lint test-unit test-integration test-lab test-e2e ## Everything: lint, unit, integration (real API server, PostgreSQL, PgBouncer), lab and end-to-end tests
+	@echo "make test: all passed"
+
+.PHONY: clean-lab
+clean-lab: ## Remove every process, mount, namespace, cgroup and file of the labs
+	@if [ -x $(BIN)/lab ]; then for name in theseus $(TEST_LAB) theseus-lab-e2e; do $(BIN)/lab --name $$name clean; done; else echo "no lab was ever built here"; fi
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*##"} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-zA-Z0-9_.-]+:.*##/ {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ Parts of make test
+.PHONY: lint
+lint: $(BIN)/tools/staticcheck $(BIN)/tools/gofumpt ## gofumpt, vet and staticcheck over every module
+	@echo "lint: gofumpt"; out=$$($(BIN)/tools/gofumpt -l $$(git ls-files -co --exclude-standard '*.go' | grep -v -e zz_generated -e '\.pb\.go$$')); if [ -n "$$out" ]; then echo "not formatted (run make fmt):"; echo "$$out"; exit 1; fi
+	@echo "lint: vet"; go vet -tags integration,e2e ./... && (cd lab && go vet -tags e2e $$(go list ./... | grep -v /cmd/kube))
+	@echo "lint: staticcheck"; $(BIN)/tools/staticcheck -tags integration,e2e ./... && (cd lab && $(abspath $(BIN))/tools/staticcheck -tags e2e $$(go list ./... | grep -v /cmd/kube))
+
+.PHONY: test-unit
+test-unit: ## Unit tests with the race detector
+	go test -race -timeout 15m ./...
+	cd lab && go test -timeout 5m $$(go list ./... | grep -v /cmd/)
+
+.PHONY: test-integration
+test-integration: packages $(BIN)/kube $(BIN)/etcd $(BIN)/kubectl $(BIN)/theseus images ## Against a real kube-apiserver and etcd, real PostgreSQL, real PgBouncer
+	KUBEBUILDER_ASSETS=$(abspath $(BIN)) go test -tags integration -timeout 15m -p 1 ./test/integration/... ./internal/...
+
+.PHONY: test-lab
+test-lab: packages lab-binaries ## Every verb of the lab
+	cd lab && THESEUS_LAB=theseus-lab-e2e go test -tags e2e -timeout 15m -count 1 -p 1 ./e2e/...
+
+.PHONY: test-e2e
+test-e2e: packages binaries images ## End-to-end in the lab; RUN= selects tests, COUNT= repeats them, KEEP=1 leaves the lab up
+	THESEUS_LAB=$(TEST_LAB) go test -tags e2e -timeout 45m -count $(or $(COUNT),1) -v -p 1 $(if $(RUN),-run '$(RUN)') ./test/e2e/...
+
+##@ Building
+.PHONY: binaries
+binaries: lab-binaries $(BIN)/theseus $(BIN)/theseus-load $(BIN)/helm ## All executables
+
+$(BIN)/theseus $(BIN)/theseus-load $(BIN)/theseus-demo: $(GO_SOURCES)
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/$(@F)
+	@touch $@
+
+$(BIN)/helm: tools/helm/go.mod tools/helm/go.sum
+	@mkdir -p $(BIN)
+	cd tools/helm && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(abspath $@) helm.sh/helm/v4/cmd/helm && touch $(abspath $@)
+
+$(BIN)/tools/staticcheck $(BIN)/tools/gofumpt $(BIN)/tools/controller-gen $(BIN)/tools/protoc-gen-go $(BIN)/tools/protoc-gen-go-grpc &: tools/go.mod tools/go.sum
+	@mkdir -p $(BIN)/tools
+	cd tools && GOBIN=$(abspath $(BIN))/tools go install tool
+	@touch $(BIN)/tools/*
+
+.PHONY: packages
+packages: ## Install the Debian packages that building and testing need
+	@hack/install-packages.sh lab/packages.txt images/packages-host.txt hack/packages.txt
+
+.PHONY: generate
+generate: $(BIN)/tools/controller-gen $(BIN)/tools/protoc-gen-go $(BIN)/tools/protoc-gen-go-grpc ## Deep copies, CRDs and the agent protocol, after a change of api/ or agent.proto
+	$(BIN)/tools/controller-gen object paths=./api/...
+	$(BIN)/tools/controller-gen crd:maxDescLen=400 paths=./api/... output:crd:dir=charts/theseus/crds
+	PATH=$(abspath $(BIN))/tools:$$PATH protoc --go_out=. --go_opt=module=theseus.dev/theseus --go-grpc_out=. --go-grpc_opt=module=theseus.dev/theseus internal/agentapi/agentpb/agent.proto
+
+.PHONY: fmt
+fmt: $(BIN)/tools/gofumpt ## Format every Go file
+	$(BIN)/tools/gofumpt -w $$(git ls-files -co --exclude-standard '*.go' | grep -v -e zz_generated -e '\.pb\.go$$')
