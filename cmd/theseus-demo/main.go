@@ -1,0 +1,136 @@
+// Command theseus-demo is `make demo`: it starts a lab (or takes the cluster of the current kubeconfig), installs
+// Theseus with its chart, applies the quickstart, writes and reads through the read-write endpoint and shows what is
+// there. It may be run again at any time, also after it was interrupted.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"theseus.dev/theseus/internal/labkit"
+)
+
+const (
+	namespace = "quickstart"
+	database  = "shop"
+	// Four nodes for three instances, so that there is room to replace any of them.
+	nodes = 4
+)
+
+func main() {
+	opts := options{}
+	flag.StringVar(&opts.cluster, "cluster", "lab", "lab, or current for the cluster of the current kubeconfig")
+	flag.StringVar(&opts.image, "image", "", "with -cluster=current: operator image; the operand is found beside it as <image>-pg17")
+	flag.StringVar(&opts.lab, "lab", "theseus", "name of the lab")
+	flag.DurationVar(&opts.timeout, "timeout", 10*time.Minute, "bound on the whole demo")
+	flag.Parse()
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, opts.timeout)
+	defer cancel()
+	if err := run(ctx, opts); err != nil {
+		fmt.Fprintln(os.Stderr, "demo:", err)
+		os.Exit(1)
+	}
+}
+
+type options struct {
+	cluster, image, lab string
+	timeout             time.Duration
+}
+
+func run(ctx context.Context, opts options) error {
+	root, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	kit := &labkit.Kit{Root: root, Out: func(line string) { fmt.Println(line) }}
+	images, err := prepare(ctx, kit, opts)
+	if err != nil {
+		return err
+	}
+	if err := kit.Step("install Theseus with its chart", func() error { return kit.Install(ctx, images) }); err != nil {
+		return err
+	}
+	if err := kit.Step("apply examples/quickstart.yaml", func() error {
+		_, err := kit.Kubectl(ctx, "apply", "-f", filepath.Join(root, "examples", "quickstart.yaml"))
+		return err
+	}); err != nil {
+		return err
+	}
+	if err := kit.Step("wait until the database is Ready", func() error {
+		_, err := kit.WaitReady(ctx, namespace, database)
+		return err
+	}); err != nil {
+		return err
+	}
+	if err := kit.Step("write and read through the read-write endpoint", func() error { return writeAndRead(ctx, kit) }); err != nil {
+		return err
+	}
+	if err := kit.PrintInstances(ctx, os.Stdout, namespace, database); err != nil {
+		return err
+	}
+	fmt.Printf("\nUp after %.0f s, and left running.\n", time.Since(start).Seconds())
+	printHints(kit)
+	return nil
+}
+
+// prepare gets a cluster with the images on it and says which ones to run.
+func prepare(ctx context.Context, kit *labkit.Kit, opts options) (labkit.Images, error) {
+	switch opts.cluster {
+	case "current":
+		if opts.image == "" {
+			return labkit.Images{}, errors.New("with CLUSTER=current, IMAGE= must name the operator image you pushed; " +
+				"the operand is expected beside it as <IMAGE>-pg17 (see images/README.md)")
+		}
+		return labkit.Images{Operator: opts.image, Operand: opts.image + "-pg%d"}, kit.Step("connect to the current cluster", kit.Connect)
+	case "lab":
+		kit.LabName = opts.lab
+		if err := kit.Step(fmt.Sprintf("start a Kubernetes of %d nodes on this machine", nodes), func() error { return kit.Up(ctx, nodes) }); err != nil {
+			return labkit.Images{}, err
+		}
+		err := kit.Step("load the images", func() error {
+			dir := filepath.Join(kit.Root, "build", "images")
+			return kit.LoadImages(ctx, filepath.Join(dir, "operator.tar"), filepath.Join(dir, "operand-pg17.tar"))
+		})
+		return labkit.LabImages(), err
+	default:
+		return labkit.Images{}, fmt.Errorf("unknown -cluster %q: lab or current", opts.cluster)
+	}
+}
+
+// writeAndRead runs psql beside an instance, so that it works on any cluster, but connects as an application would:
+// with the Secret's URI, over TLS, through the Service.
+func writeAndRead(ctx context.Context, kit *labkit.Kit) error {
+	sql := "CREATE TABLE IF NOT EXISTS planks (id bigserial PRIMARY KEY, laid timestamptz DEFAULT now());" +
+		"INSERT INTO planks DEFAULT VALUES; SELECT 'planks so far: ' || count(*) FROM planks;"
+	out, err := kit.Psql(ctx, namespace, database, "-qtAc", sql)
+	if err != nil {
+		return err
+	}
+	fmt.Print("  ", out)
+	return nil
+}
+
+func printHints(kit *labkit.Kit) {
+	if kit.Kubeconfig != "" {
+		fmt.Printf("  export KUBECONFIG=%s PATH=$PWD/bin:$PATH\n", kit.Kubeconfig)
+	}
+	fmt.Printf("  kubectl -n %s get databases,shards,pods\n", namespace)
+	if kit.LabName != "" {
+		fmt.Printf("  bin/lab client -- psql \"$(kubectl -n %s get secret %s-app -o go-template='{{.data.uri | base64decode}}')\"\n", namespace, database)
+		fmt.Println("  bin/lab node list; bin/lab node kill NAME     # and watch it heal")
+		fmt.Println("Stop it: bin/lab down   Remove everything: make clean-lab")
+		return
+	}
+	fmt.Printf("Remove it: kubectl delete -f examples/quickstart.yaml; helm -n %s uninstall theseus\n", labkit.OperatorNamespace)
+}
