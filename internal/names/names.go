@@ -1,0 +1,72 @@
+// Package names derives the name of everything Theseus makes from the name of the Database, so that no two packages
+// can disagree about one. The limits on a Database's name (package v1alpha1) are chosen so that all of these fit into
+// 63 characters.
+package names
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+)
+
+// Shard is the name of the Shard with that index.
+func Shard(database string, index int32) string { return database + "-" + strconv.Itoa(int(index)) }
+
+// Authority is the Secret with a Database's certificate authorities. Nothing but the operator reads it.
+func Authority(database string) string { return database + "-ca" }
+
+// Application is the Secret with the application role's password and how to connect.
+func Application(database string) string { return database + "-app" }
+
+// ReadWrite is the Service for reading and writing: of a Shard, or of a Database with one shard.
+func ReadWrite(owner string) string { return owner + "-rw" }
+
+// ReadOnly is the Service of the standbys.
+func ReadOnly(owner string) string { return owner + "-ro" }
+
+// Direct is the Service of the primary's PostgreSQL itself, past the gateways.
+func Direct(owner string) string { return owner + "-direct" }
+
+// Instances is the headless Service of a Shard's instances, ready or not.
+func Instances(shard string) string { return shard + "-instances" }
+
+// AgentTLS is the Secret with the certificate of a Shard's agents.
+func AgentTLS(shard string) string { return shard + "-agent-tls" }
+
+// GatewayTLS is the Secret with the certificate of a Shard's gateways.
+func GatewayTLS(shard string) string { return shard + "-gateway-tls" }
+
+// Gateway is the Deployment of a Shard's gateways.
+func Gateway(shard string) string { return shard + "-gateway" }
+
+// Reparent is the Reparent that opens a term of a Shard. Creating it is taking the lock for that term.
+func Reparent(shard string, term uint64) string { return fmt.Sprintf("%s-%d", shard, term) }
+
+// alphabet leaves out vowels, so that no word comes out, and what is read wrongly (0/o, 1/l), as Kubernetes does.
+const alphabet = "bcdfghjkmnpqrstvwxz2456789"
+
+// suffix is how many random characters an instance's name ends in: 26⁵ names, and a name is checked against those that
+// exist before it is taken.
+const suffix = 5
+
+// Instance makes a new random name for an instance of the shard from draw, which returns a number in [0, n).
+func Instance(shard string, draw func(n int) int) string {
+	if draw == nil {
+		draw = rand.IntN
+	}
+	b := make([]byte, suffix)
+	for i := range b {
+		b[i] = alphabet[draw(len(alphabet))]
+	}
+	return shard + "-" + string(b)
+}
+
+// Hosts are the names by which clients inside the cluster may reach a Service, shortest first, without and with the
+// cluster's domain.
+func Hosts(service, namespace, clusterDomain string) []string {
+	hosts := []string{service, service + "." + namespace, service + "." + namespace + ".svc"}
+	if clusterDomain != "" {
+		hosts = append(hosts, service+"."+namespace+".svc."+clusterDomain)
+	}
+	return hosts
+}
