@@ -27,6 +27,7 @@ type DatabaseSpec struct {
 	// +kubebuilder:default=3
 	// +kubebuilder:validation:XValidation:rule="self >= 1",message="spec.instances must be at least 1: a shard without instances serves nobody; delete the Database to remove it"
 	// +kubebuilder:validation:XValidation:rule="self <= 9",message="spec.instances must be at most 9 per shard: add shards rather than copies"
+	// +kubebuilder:validation:XValidation:rule="oldSelf == 1 || self != 1",message="spec.instances cannot go back to 1: commits under way would lose their second copy; create a new Database with one instance and copy the data"
 	Instances int32 `json:"instances,omitempty"`
 
 	// Storage of each instance.
@@ -72,9 +73,17 @@ type PostgresSpec struct {
 	Image string `json:"image,omitempty"`
 	// Parameters for postgresql.conf. Those that Theseus must own are refused.
 	// +optional
-	// +kubebuilder:validation:MaxProperties=200
-	Parameters map[string]string `json:"parameters,omitempty"`
+	// +kubebuilder:validation:MaxProperties=100
+	// +kubebuilder:validation:XValidation:rule="self.all(name, name.matches('^[a-z_][a-z0-9_]*([.][a-z_][a-z0-9_]*)?$'))",message="spec.postgres.parameters: every name must be that of a PostgreSQL parameter, in lower case (such as work_mem or pg_stat_statements.max)"
+	// +kubebuilder:validation:XValidation:rule="!self.exists(name, name.matches('^(allow_alter_system|archive_.*|archive_library|backtrace_functions|bonjour.*|client_connection_check_interval|cluster_name|config_file|data_checksums|data_directory|data_sync_retry|debug_.*|default_transaction_read_only|dynamic_shared_memory_type|event_source|external_pid_file|fsync|full_page_writes|hba_file|hot_standby|ident_file|idle_session_timeout|ignore_checksum_failure|ignore_invalid_pages|ignore_system_indexes|include.*|krb_.*|listen_addresses|local_preload_libraries|lock_timeout|log_destination|log_directory|log_filename|log_line_prefix|log_rotation_.*|logging_collector|max_prepared_transactions|max_replication_slots|max_slot_wal_keep_size|max_wal_senders|password_encryption|port|post_auth_delay|pre_auth_delay|primary_.*|promote_trigger_file|recovery_.*|remove_temp_files_after_crash|reserved_connections|restart_after_crash|restore_command|send_abort_for_.*|shared_memory_type|ssl.*|statement_timeout|superuser_reserved_connections|synchronized_standby_slots|synchronous_standby_names|syslog_.*|tcp_keepalives_.*|tcp_user_timeout|trace_.*|track_commit_timestamp|transaction_read_only|transaction_timeout|unix_socket_.*|wal_consistency_checking|wal_init_zero|wal_keep_size|wal_level|wal_log_hints|wal_receiver_.*|wal_recycle|wal_retrieve_retry_interval|wal_sender_timeout|zero_damaged_pages)$'))",message="spec.postgres.parameters has a parameter that Theseus sets itself",messageExpression="'spec.postgres.parameters: ' + self.filter(name, name.matches('^(allow_alter_system|archive_.*|archive_library|backtrace_functions|bonjour.*|client_connection_check_interval|cluster_name|config_file|data_checksums|data_directory|data_sync_retry|debug_.*|default_transaction_read_only|dynamic_shared_memory_type|event_source|external_pid_file|fsync|full_page_writes|hba_file|hot_standby|ident_file|idle_session_timeout|ignore_checksum_failure|ignore_invalid_pages|ignore_system_indexes|include.*|krb_.*|listen_addresses|local_preload_libraries|lock_timeout|log_destination|log_directory|log_filename|log_line_prefix|log_rotation_.*|logging_collector|max_prepared_transactions|max_replication_slots|max_slot_wal_keep_size|max_wal_senders|password_encryption|port|post_auth_delay|pre_auth_delay|primary_.*|promote_trigger_file|recovery_.*|remove_temp_files_after_crash|reserved_connections|restart_after_crash|restore_command|send_abort_for_.*|shared_memory_type|ssl.*|statement_timeout|superuser_reserved_connections|synchronized_standby_slots|synchronous_standby_names|syslog_.*|tcp_keepalives_.*|tcp_user_timeout|trace_.*|track_commit_timestamp|transaction_read_only|transaction_timeout|unix_socket_.*|wal_consistency_checking|wal_init_zero|wal_keep_size|wal_level|wal_log_hints|wal_receiver_.*|wal_recycle|wal_retrieve_retry_interval|wal_sender_timeout|zero_damaged_pages)$'))[0] + ' cannot be set: Theseus sets it itself, because replication, durability or failure detection depend on it; remove it'"
+	// +kubebuilder:validation:XValidation:rule="!('synchronous_commit' in self) || self['synchronous_commit'] in ['on', 'remote_apply']",message="spec.postgres.parameters: synchronous_commit must be on or remote_apply for all sessions; a transaction that may be lost can choose less for itself (SET LOCAL)"
+	Parameters map[string]ParameterValue `json:"parameters,omitempty"`
 }
+
+// ParameterValue is the value of a PostgreSQL parameter, as one would write it in postgresql.conf without quotes.
+// +kubebuilder:validation:MaxLength=1000
+// +kubebuilder:validation:XValidation:rule="!self.contains('\\n') && !self.contains('\\r')",message="the value of a parameter must be one line"
+type ParameterValue string
 
 // StorageSpec is the volume of an instance.
 type StorageSpec struct {
@@ -110,7 +119,7 @@ type GatewaySpec struct {
 	Enabled *bool `json:"enabled,omitempty"`
 	// Replicas per shard. Default 2.
 	// +kubebuilder:default=2
-	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:XValidation:rule="self >= 1",message="spec.gateway.replicas must be at least 1: to do without gateways set spec.gateway.enabled to false"
 	// +kubebuilder:validation:Maximum=64
 	Replicas int32 `json:"replicas,omitempty"`
 	// PoolSize is the number of server connections per gateway, user and database. Default 20.
@@ -202,6 +211,7 @@ type DatabaseStatus struct {
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 40",message="metadata.name must be at most 40 characters: the names of shards, instances and services are made from it and must fit Kubernetes' limits"
 // +kubebuilder:validation:XValidation:rule="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",message="metadata.name must be lower case letters, digits and '-', begin with a letter: it becomes part of service names"
+// +kubebuilder:validation:XValidation:rule="!self.metadata.name.matches('-[0-9]+$')",message="metadata.name must not end in '-' and a number: that is how shards are named"
 type Database struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

@@ -21,6 +21,7 @@ const (
 // +kubebuilder:validation:XValidation:rule="!(has(self.to) && has(self.awayFrom) && self.to == self.awayFrom)",message="spec.to and spec.awayFrom name the same instance"
 type ReparentSpec struct {
 	// Shard to reparent.
+	// +kubebuilder:validation:MaxLength=63
 	Shard string `json:"shard"`
 	// Term this reparent opens: the shard's status.term plus one. Creating the object takes the lock for that term.
 	// +kubebuilder:validation:Minimum=2
@@ -30,16 +31,20 @@ type ReparentSpec struct {
 	Kind ReparentKind `json:"kind,omitempty"`
 	// To names the instance to promote. Default: the best candidate.
 	// +optional
+	// +kubebuilder:validation:MaxLength=63
 	To string `json:"to,omitempty"`
 	// AwayFrom names an instance that must not be the primary afterwards. Nothing is done when it is not now.
 	// +optional
+	// +kubebuilder:validation:MaxLength=63
 	AwayFrom string `json:"awayFrom,omitempty"`
 	// ExpectPrimary refuses the reparent when another instance is the primary.
 	// +optional
+	// +kubebuilder:validation:MaxLength=63
 	ExpectPrimary string `json:"expectPrimary,omitempty"`
 	// Reason in a word, for metrics: Requested, Expired, PrimaryDead …
 	// +kubebuilder:default="Requested"
 	// +kubebuilder:validation:Pattern=`^[A-Z][A-Za-z]*$`
+	// +kubebuilder:validation:MaxLength=63
 	Reason string `json:"reason,omitempty"`
 	// DrainTimeout is how long open transactions may take to finish in a planned reparent. Default 3s.
 	// +kubebuilder:default="3s"
@@ -149,7 +154,7 @@ type ReparentStatus struct {
 // +kubebuilder:printcolumn:name="Outcome",type=string,JSONPath=`.status.outcome`
 // +kubebuilder:printcolumn:name="Unavailable",type=string,JSONPath=`.status.writeUnavailable`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
-// +kubebuilder:validation:XValidation:rule="self.metadata.name == self.spec.shard + '-' + string(self.spec.term)",message="metadata.name must be <shard>-<term>: the name is the lock for that term (theseus reparent makes it for you)"
+// +kubebuilder:validation:XValidation:rule="self.metadata.name.startsWith(self.spec.shard + '-') && self.metadata.name.matches('-[1-9][0-9]*$') && int(self.metadata.name.substring(size(self.spec.shard) + 1)) == self.spec.term",message="metadata.name must be <shard>-<term>: the name is the lock for that term (theseus reparent makes it for you)"
 type Reparent struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

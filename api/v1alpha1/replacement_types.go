@@ -9,14 +9,17 @@ import (
 // +kubebuilder:validation:XValidation:rule="self == oldSelf",message="a Replacement cannot be changed: delete it and create another one"
 type ReplacementSpec struct {
 	// Shard of the instance.
+	// +kubebuilder:validation:MaxLength=63
 	Shard string `json:"shard"`
 	// Instance to replace.
+	// +kubebuilder:validation:MaxLength=63
 	Instance string `json:"instance"`
 	// Reason it must go.
 	// +kubebuilder:default=Requested
 	Reason Reason `json:"reason,omitempty"`
 	// Message for people: who asked and why.
 	// +optional
+	// +kubebuilder:validation:MaxLength=1000
 	Message string `json:"message,omitempty"`
 }
 

@@ -29,6 +29,9 @@ type CohortStatus struct {
 	Members []string `json:"members,omitempty"`
 	// Acks is how many of Members it takes.
 	Acks int32 `json:"acks"`
+	// Revision counts the changes of members within the term, from 0. A primary refuses a lower one than it uses.
+	// +optional
+	Revision int64 `json:"revision,omitempty"`
 }
 
 // CohortRecord is the safety record of a shard. It is written with compare-and-swap before a primary is told to use
@@ -49,7 +52,8 @@ type BootstrapStatus struct {
 	Instance string `json:"instance"`
 	// At is when it was chosen.
 	At metav1.Time `json:"at"`
-	// Done is true once the shard had its first established primary: nothing may ever run initdb again.
+	// Done is true from the moment clients may have been let in, which is just before the first primary is told to
+	// establish itself: nothing may ever run initdb again.
 	// +optional
 	Done bool `json:"done,omitempty"`
 }

@@ -1,0 +1,163 @@
+//go:build integration
+
+package integration
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"sigs.k8s.io/yaml"
+
+	"theseus.dev/theseus/internal/postgres"
+)
+
+// minimal is the smallest Database; edits below break it in one way each.
+func minimal() map[string]any {
+	return map[string]any{
+		"apiVersion": "theseus.dev/v1alpha1", "kind": "Database",
+		"metadata": map[string]any{"name": "orders"},
+		"spec":     map[string]any{"storage": map[string]any{"size": "1Gi"}},
+	}
+}
+
+func set(path string, value any) func(map[string]any) {
+	return func(o map[string]any) {
+		keys := strings.Split(path, "/")
+		for _, k := range keys[:len(keys)-1] {
+			next, ok := o[k].(map[string]any)
+			if !ok {
+				next = map[string]any{}
+				o[k] = next
+			}
+			o = next
+		}
+		o[keys[len(keys)-1]] = value
+	}
+}
+
+// apply runs what a user runs.
+func apply(t *testing.T, namespace string, object map[string]any, args ...string) (string, error) {
+	t.Helper()
+	data, err := yaml.Marshal(object)
+	require.NoError(t, err)
+	args = append([]string{"--kubeconfig", cluster.kubeconfig, "-n", namespace, "apply", "-f", "-"}, args...)
+	cmd := exec.Command(filepath.Join(os.Getenv("KUBEBUILDER_ASSETS"), "kubectl"), args...)
+	cmd.Stdin = strings.NewReader(string(data))
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+func TestABadDatabaseIsRefusedWithAClearMessage(t *testing.T) {
+	ns := namespace(t)
+	for name, c := range map[string]struct {
+		edit func(map[string]any)
+		want string
+	}{
+		"name too long":       {set("metadata/name", strings.Repeat("a", 41)), "metadata.name must be at most 40 characters"},
+		"name with a dot":     {set("metadata/name", "a.b"), "metadata.name must be lower case letters, digits and '-'"},
+		"name from a digit":   {set("metadata/name", "9a"), "begin with a letter"},
+		"name like a shard":   {set("metadata/name", "orders-0"), "must not end in '-' and a number"},
+		"no instances":        {set("spec/instances", 0), "spec.instances must be at least 1: a shard without instances serves nobody"},
+		"too many instances":  {set("spec/instances", 10), "spec.instances must be at most 9 per shard"},
+		"no gateways":         {set("spec/gateway/replicas", 0), "to do without gateways set spec.gateway.enabled to false"},
+		"no shards":           {set("spec/shards", 0), "spec.shards"},
+		"tiny storage":        {set("spec/storage/size", "10Mi"), "spec.storage.size must be at least 256Mi"},
+		"no storage":          {func(o map[string]any) { o["spec"] = map[string]any{} }, "spec.storage"},
+		"unknown field":       {set("spec/replicas", 3), `unknown field "spec.replicas"`},
+		"unknown deep field":  {set("spec/storage/sice", "1Gi"), `unknown field "spec.storage.sice"`},
+		"unknown major":       {set("spec/postgres/major", 12), "Unsupported value: 12"},
+		"too old":             {set("spec/lifetime/maxAge", "720h"), "must be between 1m and 696h (29 days): nothing gets older here"},
+		"too short a pause":   {set("spec/gateway/maxPause", "10ms"), "spec.gateway.maxPause must be between 1s and 5m"},
+		"reserved role":       {set("spec/application/owner", "theseus_x"), "those roles are taken"},
+		"reserved database":   {set("spec/application/database", "postgres"), "must not be one of PostgreSQL's own databases"},
+		"relaxed durability":  {set("spec/durability", "Off"), `Unsupported value: "Off"`},
+		"owned parameter":     {set("spec/postgres/parameters", map[string]any{"fsync": "off", "work_mem": "8MB"}), "spec.postgres.parameters: fsync cannot be set: Theseus sets it itself"},
+		"upper case":          {set("spec/postgres/parameters", map[string]any{"Fsync": "off"}), "in lower case"},
+		"injected line":       {set("spec/postgres/parameters", map[string]any{"work_mem": "8MB'\nfsync = off"}), "must be one line"},
+		"asynchronous commit": {set("spec/postgres/parameters", map[string]any{"synchronous_commit": "off"}), "synchronous_commit must be on or remote_apply"},
+		"deletion policy":     {set("spec/deletionPolicy", "Keep"), `supported values: "Delete", "RetainVolumes"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := minimal()
+			c.edit(db)
+			out, err := apply(t, ns, db)
+			require.Error(t, err, out)
+			require.Contains(t, out, c.want)
+		})
+	}
+}
+
+func TestEveryOwnedParameterIsRefusedAtAdmission(t *testing.T) {
+	ns := namespace(t)
+	for pattern := range postgres.Owned() {
+		for _, name := range []string{strings.TrimSuffix(pattern, "*"), strings.Replace(pattern, "*", "x", 1)} {
+			if strings.HasSuffix(name, "_") {
+				name += "y"
+			}
+			db := minimal()
+			set("spec/postgres/parameters", map[string]any{name: "1"})(db)
+			out, err := apply(t, ns, db, "--dry-run=server")
+			require.Error(t, err, name)
+			require.Contains(t, out, name+" cannot be set")
+		}
+	}
+}
+
+func TestAChangeThatCannotBeMadeIsRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		before, edit func(map[string]any)
+		want         string
+	}{
+		"shards":         {nil, set("spec/shards", 2), "spec.shards cannot be changed"},
+		"smaller volume": {nil, set("spec/storage/size", "512Mi"), "spec.storage.size cannot shrink"},
+		"major":          {nil, set("spec/postgres/major", 15), "spec.postgres.major cannot be changed in place"},
+		"application":    {nil, set("spec/application/owner", "other"), "spec.application cannot be changed"},
+		"storage class":  {set("spec/storage/className", "a"), set("spec/storage/className", "b"), "spec.storage.className cannot be changed"},
+		"back to one":    {nil, set("spec/instances", 1), "spec.instances cannot go back to 1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ns := namespace(t)
+			db := minimal()
+			if c.before != nil {
+				c.before(db)
+			}
+			out, err := apply(t, ns, db)
+			require.NoError(t, err, out)
+			c.edit(db)
+			out, err = apply(t, ns, db)
+			require.Error(t, err, out)
+			require.Contains(t, out, c.want)
+		})
+	}
+}
+
+func TestGoodDatabasesAreLetIn(t *testing.T) {
+	for name, edits := range map[string][]func(map[string]any){
+		"minimal":    nil,
+		"longest":    {set("metadata/name", strings.Repeat("a", 40))},
+		"parameters": {set("spec/postgres/parameters", map[string]any{"work_mem": "8MB", "synchronous_commit": "remote_apply", "pg_stat_statements.max": "1000"})},
+		"no gateway": {set("spec/gateway/enabled", false)},
+		"bigger":     {set("spec/instances", 5), set("spec/shards", 4)},
+		"from one":   {set("spec/instances", 1)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ns := namespace(t)
+			db := minimal()
+			for _, edit := range edits {
+				edit(db)
+			}
+			out, err := apply(t, ns, db)
+			require.NoError(t, err, out)
+			set("spec/storage/size", "2Gi")(db)
+			if name == "from one" {
+				set("spec/instances", 3)(db)
+			}
+			out, err = apply(t, ns, db)
+			require.NoError(t, err, out)
+		})
+	}
+}
