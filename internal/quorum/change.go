@@ -13,12 +13,15 @@ func Bootstrap(primary string) Record {
 
 // BeginChange records the next cohort of the established term beside the present one. It is the first step of a change
 // of members; the primary may be told to use the next cohort once the result is stored. The error says why no change
-// can begin: a reparent is under way, another change is, the rule is the same, or the cohort would not be valid.
+// can begin: a reparent is under way, the rule is the same, or the cohort would not be valid.
+//
+// A change may begin before the one under way is finished, for when the next cohort can never be confirmed because its
+// members died. All of them stay in force until the newest is confirmed.
 func BeginChange(r Record, members []string, acks int) (Record, error) {
-	if !r.Settled() {
-		return r, fmt.Errorf("a reparent or another change of members is under way")
+	if !r.InTerm() {
+		return r, fmt.Errorf("a reparent is under way")
 	}
-	old := r.Cohorts[0]
+	old, _ := r.Latest()
 	next := Cohort{Term: old.Term, Primary: old.Primary, Members: members, Acks: acks, Revision: old.Revision + 1}.Normalize()
 	if err := next.Validate(); err != nil {
 		return r, err
@@ -56,18 +59,18 @@ func Confirmed(next Cohort, use InUse) bool {
 	return n >= next.Acks
 }
 
-// FinishChange drops the old cohort of a change after next is confirmed. It fails when next is not the newest cohort of
-// the record or not the only other one: then the record has moved on and the observation was of another change.
+// FinishChange drops every older cohort of a change after its newest is confirmed. It fails when it is not, or when the
+// record has moved on and the observation was of another change.
 func FinishChange(r Record, use InUse) (Record, error) {
 	next, _ := r.Latest()
-	if len(r.Cohorts) != 2 || r.Cohorts[0].Term != next.Term {
+	if !r.InTerm() || len(r.Cohorts) < 2 {
 		return r, fmt.Errorf("no change of members is under way")
 	}
 	if !Confirmed(next, use) {
 		return r, fmt.Errorf("%v is not confirmed", next)
 	}
 	r = r.Clone()
-	r.Cohorts = r.Cohorts[1:]
+	r.Cohorts = r.Cohorts[len(r.Cohorts)-1:]
 	return r, nil
 }
 
@@ -127,23 +130,26 @@ func (c Cohort) Shrink(gone []string) []string {
 	})
 }
 
-// Swap plans the members with the joiners in, in place of the ones leaving first and then up to size members. Joiners must
-// have caught up. A leaving member goes without a substitute only when it can be spared (see Shrink).
+// Swap plans the members with the joiners in: in place of the ones leaving first, in the order given, then up to size
+// members. Joiners must have caught up; those left over stay learners, so the cohort never grows beyond size for a
+// replacement. A leaving member stays while there is nobody to take its place.
 func (c Cohort) Swap(leaving, joiners []string, size int) []string {
 	members := slices.Clone(c.Members)
-	for _, j := range joiners {
-		if j == c.Primary || slices.Contains(members, j) {
-			continue
+	var out []string
+	for _, m := range leaving {
+		if c.Has(m) && !slices.Contains(joiners, m) && !slices.Contains(out, m) {
+			out = append(out, m)
 		}
-		out := slices.IndexFunc(members, func(m string) bool { return slices.Contains(leaving, m) })
+	}
+	for _, j := range joiners {
 		switch {
-		case out >= 0:
-			members[out] = j
+		case j == c.Primary || slices.Contains(members, j):
+		case len(out) > 0:
+			members[slices.Index(members, out[0])] = j
+			out = out[1:]
 		case len(members) < size:
 			members = append(members, j)
 		}
 	}
-	d := c
-	d.Members = slices.Sorted(slices.Values(members))
-	return d.Shrink(leaving)
+	return slices.Sorted(slices.Values(members))
 }

@@ -40,7 +40,7 @@ type Promise struct {
 }
 
 // Record is every cohort that may still be in force, oldest first: the last established one, its successors begun but
-// never established, and during a change of members both the old and the next. Revocation must satisfy all.
+// never established, and during a change of members the old ones and the next. Revocation must satisfy all.
 type Record struct {
 	Cohorts []Cohort
 	// Established is the term last known to be established; 0 is none.
@@ -103,8 +103,8 @@ func (c Cohort) Validate() error {
 	return nil
 }
 
-// Validate checks the record: every cohort valid, ordered by (term, revision), one primary per term, at most two cohorts
-// per term, and nothing older than the established term.
+// Validate checks the record: every cohort valid, ordered by (term, revision), one primary per term, and nothing older
+// than the established term.
 func (r Record) Validate() error {
 	for i, c := range r.Cohorts {
 		if err := c.Validate(); err != nil {
@@ -122,8 +122,6 @@ func (r Record) Validate() error {
 			return fmt.Errorf("record: cohorts out of order: %v before %v", p, c)
 		case p.Term == c.Term && p.Primary != c.Primary:
 			return fmt.Errorf("record: two primaries in term %d: %s and %s", c.Term, p.Primary, c.Primary)
-		case p.Term == c.Term && i > 1 && r.Cohorts[i-2].Term == c.Term:
-			return fmt.Errorf("record: more than two cohorts in term %d", c.Term)
 		}
 	}
 	if r.Established > 0 && !slices.ContainsFunc(r.Cohorts, func(c Cohort) bool { return c.Term == r.Established }) {
@@ -176,6 +174,12 @@ func (r Record) Before(term uint64) Record {
 	r = r.Clone()
 	r.Cohorts = slices.DeleteFunc(r.Cohorts, func(c Cohort) bool { return c.Term >= term })
 	return r
+}
+
+// InTerm reports whether the established term is the only one of the record: no reparent is under way or was left behind.
+// A change of members may be.
+func (r Record) InTerm() bool {
+	return len(r.Cohorts) > 0 && r.Cohorts[0].Term == r.Established && r.Term() == r.Established
 }
 
 // Names are all instances named by the record, as primary or as member, sorted. Their data must not be thrown away.
