@@ -1,0 +1,301 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"time"
+)
+
+// session is one server connection of PgBouncer.
+//
+// Until the first byte of a server has been passed on, nothing is promised to PgBouncer and the session may try as
+// many targets as it takes. That is what keeps an emergency from becoming errors: PgBouncer fails every client of a
+// pool, new and idle alike, once a login has failed and no server connection is left, so logins must not fail for
+// want of a primary. From the first byte on the session belongs to that target and ends with it.
+type session struct {
+	hop     *hop
+	pooler  net.Conn
+	startup []byte
+	gone    context.CancelFunc // PgBouncer closed its side
+
+	up    *upstream
+	ready chan struct{} // closed when up is set for good
+	// busy is set when PgBouncer sends, cleared when the server is idle.
+	busy atomic.Bool
+}
+
+// run opens the connection and carries the server's bytes until either side ends.
+func (s *session) run(ctx context.Context) {
+	t, first := s.acquire(ctx)
+	if t == nil {
+		return
+	}
+	counted := true
+	loggedIn := func() {
+		if counted {
+			counted = false
+			s.hop.logins.Add(-1)
+		}
+	}
+	defer loggedIn()
+	// The route ending the target, or PgBouncer closing, ends the socket, and with it the read in carry.
+	defer context.AfterFunc(t.ctx, s.up.cut)()
+	defer context.AfterFunc(ctx, s.up.leave)()
+	close(s.ready)
+	f := s.carry(first, loggedIn)
+	if ctx.Err() != nil {
+		return
+	}
+	s.up.cut()
+	switch {
+	case f.loggedIn:
+		s.explain(f, t)
+	case f.sqlstate == "":
+		// Lost in the middle of a login. Ending it now would make PgBouncer fail every other client for as long as
+		// there is no primary; ending it when there is one costs them a few milliseconds.
+		s.park(ctx, t)
+	}
+}
+
+// acquire waits for a target and opens a connection to it, again and again until a server answers. It returns nil when
+// PgBouncer has closed its side or has been told that there is no primary. On success hop.logins counts this session.
+func (s *session) acquire(ctx context.Context) (*target, []byte) {
+	pause := firstRetry
+	asked := s.hop.clock.Now()
+	var lastErr error
+	for ctx.Err() == nil {
+		t, route, changed := s.hop.gate.state()
+		if t == nil {
+			if s.giveUp(ctx, changed, route, asked) {
+				return nil, nil
+			}
+			pause = firstRetry
+			continue
+		}
+		s.hop.logins.Add(1)
+		up, first, err := s.attempt(ctx, t)
+		if err == nil {
+			s.up = up
+			return t, first
+		}
+		s.hop.logins.Add(-1)
+		if lastErr == nil || err.Error() != lastErr.Error() {
+			s.hop.log.Info("server connection failed, trying again", "instance", t.instance, "term", t.term, "error", err)
+			lastErr = err
+		}
+		if s.hop.clock.Since(asked) > s.hop.maxPause {
+			s.refuse(Route{Term: t.term, Why: fmt.Sprintf("primary %s cannot be reached: %v", t.instance, err)})
+			return nil, nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-changed:
+			pause = firstRetry
+		case <-s.hop.clock.After(pause):
+			pause = min(2*pause, lastRetry)
+		}
+	}
+	return nil, nil
+}
+
+// giveUp waits in Hold, and says whether the session is over. Clients are held for maxPause from the moment the primary
+// was lost; then they are told, through the one login that each of PgBouncer's pools has under way, and the next
+// login of the same pool waits in silence, since PgBouncer then fails clients by itself with the same words.
+func (s *session) giveUp(ctx context.Context, changed <-chan struct{}, route Route, asked time.Time) bool {
+	left := s.hop.maxPause - s.hop.gate.held()
+	// Late comers get a moment too, so that a login just after the limit is not refused just before the primary comes.
+	left = max(left, lateGrace-s.hop.clock.Since(asked))
+	var limit <-chan time.Time
+	if left > 0 || !s.hop.gate.asTold(s.startup) {
+		timer := s.hop.clock.NewTimer(max(left, 0))
+		defer timer.Stop()
+		limit = timer.C()
+	}
+	select {
+	case <-changed:
+		return false
+	case <-ctx.Done():
+		return true
+	case <-limit:
+		if s.hop.gate.tell(s.startup) {
+			s.refuse(route)
+			return true
+		}
+		select {
+		case <-changed:
+			return false
+		case <-ctx.Done():
+			return true
+		}
+	}
+}
+
+// lateGrace is how long a login waits at least for a primary.
+const lateGrace = 250 * time.Millisecond
+
+// refuse ends the login with a clear error, which PgBouncer hands to every client that waits for this pool.
+func (s *session) refuse(r Route) {
+	s.hop.metrics.refused.Inc()
+	msg := errorMessage(stateLost, fmt.Sprintf("theseus: no primary can be reached for longer than %s (term %d): %s",
+		s.hop.maxPause, r.Term, r.Why), "")
+	_ = s.pooler.SetWriteDeadline(time.Now().Add(poolerBound))
+	_, _ = s.pooler.Write(msg)
+}
+
+// attempt opens a connection to t and returns the first bytes the server says.
+func (s *session) attempt(ctx context.Context, t *target) (*upstream, []byte, error) {
+	ctx, end := context.WithTimeout(ctx, openTimeout)
+	defer end()
+	defer context.AfterFunc(t.ctx, end)()
+	up, err := s.hop.dial(ctx, t)
+	if err != nil {
+		return nil, nil, err
+	}
+	release := context.AfterFunc(ctx, up.cut)
+	first, err := s.greet(up)
+	if err == nil && !release() {
+		err = errors.New("the route has changed")
+	}
+	if err != nil {
+		up.cut()
+		return nil, nil, err
+	}
+	return up, first, nil
+}
+
+// greet sends the startup packet and waits for an answer that is worth passing on.
+func (s *session) greet(up *upstream) ([]byte, error) {
+	if _, err := up.Write(s.startup); err != nil {
+		return nil, err
+	}
+	var f framer
+	var first []byte
+	buf := make([]byte, hopBuffer)
+	for {
+		n, err := up.Read(buf)
+		first = append(first, buf[:n]...)
+		f.feed(buf[:n])
+		switch {
+		case f.sqlstate == stateNotYet:
+			return nil, errors.New("the server is starting or stopping")
+		case f.sqlstate != "":
+			return first, nil // PgBouncer's to see: a wrong password, an unknown database
+		case f.fatal != nil:
+			return nil, f.fatal
+		case len(first) > 0 && first[0] != 'E':
+			return first, nil
+		case err != nil:
+			return nil, err
+		case len(first) > maxInspect:
+			return first, nil
+		}
+	}
+}
+
+// carry copies what the server says to PgBouncer, beginning with first, until the connection ends.
+func (s *session) carry(first []byte, loggedIn func()) *framer {
+	f := &framer{}
+	buf := make([]byte, hopBuffer)
+	_ = s.up.SetReadDeadline(time.Now().Add(loginTimeout))
+	data, err := first, error(nil)
+	for {
+		if len(data) > 0 {
+			was := f.loggedIn
+			f.feed(data)
+			if f.loggedIn && !was {
+				loggedIn()
+				_ = s.up.SetReadDeadline(time.Time{})
+			}
+			if f.standby && !f.loggedIn {
+				s.hop.log.Error("the primary is in recovery", "address", s.up.RemoteAddr())
+				return f
+			}
+			if f.transaction == 'I' && f.boundary() {
+				s.busy.Store(false)
+			}
+			if _, werr := s.pooler.Write(data); werr != nil {
+				return f
+			}
+		}
+		if err != nil || f.fatal != nil {
+			return f
+		}
+		var n int
+		n, err = s.up.Read(buf)
+		data = buf[:n]
+	}
+}
+
+// fromPooler copies what PgBouncer says to the server. It reads even while there is no server, to notice that PgBouncer
+// has closed: nothing can come before the server's first answer.
+func (s *session) fromPooler(ctx context.Context) {
+	defer s.gone()
+	buf := make([]byte, hopBuffer)
+	broken := false
+	for {
+		n, err := s.pooler.Read(buf)
+		if n > 0 && !broken {
+			select {
+			case <-s.ready:
+			case <-ctx.Done():
+				return
+			}
+			s.busy.Store(true)
+			if _, werr := s.up.Write(buf[:n]); werr != nil {
+				s.up.cut() // ends carry, which has the last word
+				broken = true
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// explain tells a client whose transaction was under way why its connection is going, in the server's name.
+func (s *session) explain(f *framer, t *target) {
+	if !s.busy.Load() || !f.boundary() {
+		return
+	}
+	sqlstate, message := stateLost, fmt.Sprintf("theseus: the connection to primary %s was lost", t.instance)
+	if t.ctx.Err() != nil {
+		sqlstate, message = stateMoved, fmt.Sprintf("theseus: term %d of primary %s is over", t.term, t.instance)
+	}
+	_ = s.pooler.SetWriteDeadline(time.Now().Add(poolerBound))
+	_, _ = s.pooler.Write(errorMessage(sqlstate, message, "Whether a COMMIT in flight took effect is not known."))
+}
+
+// park waits until another target is there, at most maxPause.
+func (s *session) park(ctx context.Context, t *target) {
+	limit := s.hop.clock.NewTimer(s.hop.maxPause)
+	defer limit.Stop()
+	if t.ctx.Err() == nil {
+		// PostgreSQL ended the connection but the route stands: one backend died, or the news is still on its way.
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.ctx.Done():
+		case <-s.hop.clock.After(newsDelay):
+			return
+		}
+	}
+	for {
+		now, _, changed := s.hop.gate.state()
+		if now != nil && now != t {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-limit.C():
+			return
+		}
+	}
+}
+
+// newsDelay is how long the news that PostgreSQL has died may take from its agent to here.
+const newsDelay = 200 * time.Millisecond

@@ -1,0 +1,187 @@
+package gateway
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"k8s.io/utils/clock"
+)
+
+// Bounds of steering. settle is how long a pause waits for logins under way: PAUSE closes those, and PgBouncer
+// would then fail the next client that comes before the pool has logged in again.
+const (
+	settle      = 100 * time.Millisecond
+	settleStep  = 2 * time.Millisecond
+	steerRetry  = 50 * time.Millisecond
+	steerWindow = 250 * time.Millisecond
+)
+
+// steering is one step for PgBouncer.
+type steering int
+
+const (
+	leave steering = iota
+	pause
+	resume
+)
+
+// nextStep says what to do to a PgBouncer that is paused or not. It stays paused through Hold, so that the logins of a planned
+// reparent all begin at once when the new primary is there; but once clients have waited for as long as they may, it is
+// resumed, because only logins carry the hop's error to them.
+func nextStep(mode Mode, paused, overdue bool) steering {
+	switch {
+	case mode == Drain && !paused:
+		return pause
+	case mode == Serve && paused, mode == Hold && paused && overdue:
+		return resume
+	}
+	return leave
+}
+
+// steer applies routes: to the hop at once, to PgBouncer through its console in a loop of its own.
+type steer struct {
+	gate     *gate
+	hop      *hop
+	console  *console
+	metrics  *metrics
+	clock    clock.WithTicker
+	log      *slog.Logger
+	maxPause time.Duration
+
+	wake chan struct{}
+
+	mu       sync.Mutex
+	left     time.Time // when serving ended, zero while serving
+	served   uint64    // term served last
+	instance string
+}
+
+// apply takes a new route. It never blocks on PgBouncer.
+func (s *steer) apply(r Route) {
+	old := s.gate.set(r)
+	s.account(old, r)
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *steer) account(old, r Route) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.clock.Now()
+	s.metrics.mode.Set(float64(r.Mode))
+	if old.Mode != Hold && (r.Mode == Hold || old.Term != r.Term || old.Instance != r.Instance) && s.hop.open.Load() > 0 {
+		s.metrics.cuts.Inc()
+	}
+	if old.Mode == Serve && r.Mode != Serve {
+		s.left = now
+		s.metrics.pauses.WithLabelValues(r.Mode.String()).Inc()
+	}
+	if r.Mode != Serve {
+		s.log.Info("clients are held", "mode", r.Mode, "term", r.Term, "instance", r.Instance, "why", r.Why)
+		return
+	}
+	args := []any{"term", r.Term, "instance", r.Instance, "address", r.Address}
+	if !s.left.IsZero() {
+		s.metrics.pauseSeconds.Observe(now.Sub(s.left).Seconds())
+		args = append(args, "held", now.Sub(s.left))
+	}
+	if s.served != r.Term || s.instance != r.Instance {
+		if s.served != 0 {
+			s.metrics.moves.Inc()
+		}
+		s.served, s.instance = r.Term, r.Instance
+		s.metrics.term.Set(float64(r.Term))
+	}
+	s.left = time.Time{}
+	s.log.Info("serving", args...)
+}
+
+// run keeps PgBouncer as the route wants it until the context ends. It is begun anew, with a PgBouncer that is not
+// paused, whenever PgBouncer was started.
+func (s *steer) run(ctx context.Context) {
+	endPause := func() {}
+	defer func() { endPause() }()
+	paused := false
+	tick := s.clock.NewTicker(steerWindow)
+	defer tick.Stop()
+	for {
+		_, route, _ := s.gate.state()
+		failed := false
+		switch nextStep(route.Mode, paused, s.gate.held() > s.maxPause) {
+		case pause:
+			if s.settled(ctx) {
+				endPause = s.pause(ctx)
+				paused = true
+			}
+		case resume:
+			endPause()
+			endPause = func() {}
+			err := s.console.resume(ctx)
+			failed = err != nil
+			paused = failed
+			s.check(ctx, err)
+		case leave:
+		}
+		var retry <-chan time.Time
+		if failed {
+			retry = s.clock.After(steerRetry)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.wake:
+		case <-tick.C():
+		case <-retry:
+		}
+	}
+}
+
+// settled waits for the logins under way, at most settle; it returns false when the pause is not wanted any more.
+func (s *steer) settled(ctx context.Context) bool {
+	limit := s.clock.NewTimer(settle)
+	defer limit.Stop()
+	for s.hop.logins.Load() > 0 {
+		_, _, changed := s.gate.state()
+		select {
+		case <-ctx.Done():
+			return false
+		case <-changed:
+		case <-limit.C():
+			return true
+		case <-s.clock.After(settleStep):
+		}
+	}
+	_, route, _ := s.gate.state()
+	return route.Mode == Drain
+}
+
+// pause sends PAUSE in the background and returns how to stop waiting for its answer.
+func (s *steer) pause(ctx context.Context) (end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		begin := s.clock.Now()
+		err := s.console.pause(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		s.check(ctx, err)
+		s.log.Info("running transactions have ended", "took", s.clock.Since(begin))
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+func (s *steer) check(ctx context.Context, err error) {
+	if err != nil && ctx.Err() == nil {
+		s.metrics.consoleFailures.Inc()
+		s.log.Error("steering PgBouncer", "error", err)
+	}
+}
