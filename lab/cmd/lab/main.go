@@ -1,18 +1,29 @@
+// Command lab runs a real multi-node Kubernetes on one Linux machine, without
+// Docker or a network: see docs/lab.md.
 package main
 
 import (
-	_ "github.com/google/go-containerregistry/pkg/v1/tarball"
-	_ "github.com/spf13/cobra"
-	_ "github.com/stretchr/testify/require"
-	_ "github.com/vishvananda/netlink"
-	_ "github.com/vishvananda/netns"
-	_ "golang.org/x/sys/unix"
-	_ "k8s.io/api/core/v1"
-	_ "k8s.io/client-go/kubernetes"
-	_ "k8s.io/client-go/tools/cache"
-	_ "k8s.io/client-go/tools/clientcmd"
-	_ "pgregory.net/rapid"
-	_ "sigs.k8s.io/yaml"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
 )
 
-func main() {}
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	err := root(os.Stdout).ExecuteContext(ctx)
+	if err == nil {
+		return
+	}
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		os.Exit(exit.ExitCode()) // a program run inside the lab speaks for itself
+	}
+	fmt.Fprintln(os.Stderr, "lab:", err)
+	os.Exit(1)
+}
