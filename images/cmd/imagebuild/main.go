@@ -3,6 +3,7 @@
 //
 //	imagebuild operand  -recipe images -major 17 -binary bin/theseus -out FILE
 //	imagebuild operator -recipe images -major 17 -binary bin/theseus -out FILE
+//	imagebuild push FILE NAME
 //
 // SOURCE_DATE_EPOCH (seconds since 1970) is the newest timestamp in the image.
 package main
@@ -55,6 +56,9 @@ func main() {
 
 // run is main without the process around it.
 func run(ctx context.Context, args []string, epoch string, stdout, stderr io.Writer) error {
+	if len(args) > 0 && args[0] == "push" {
+		return push(ctx, args[1:], stdout)
+	}
 	o, err := parse(args, epoch, stderr)
 	if err != nil {
 		return err
@@ -89,7 +93,7 @@ func run(ctx context.Context, args []string, epoch string, stdout, stderr io.Wri
 // parse reads the command line. epoch is the value of SOURCE_DATE_EPOCH.
 func parse(args []string, epoch string, stderr io.Writer) (options, error) {
 	if len(args) == 0 || (args[0] != "operand" && args[0] != "operator") {
-		return options{}, errors.New("usage: imagebuild operand|operator [flags]; see -h of each")
+		return options{}, errors.New("usage: imagebuild operand|operator [flags] (see -h of each), or imagebuild push FILE NAME")
 	}
 	o := options{verb: args[0]}
 	f := flag.NewFlagSet("imagebuild "+o.verb, flag.ContinueOnError)

@@ -42,7 +42,7 @@ func Operand(c Common, major string, root Rootfs) (v1.Hash, error) {
 			w.Dir(image.RunDir, 0o770, image.UID, image.GID),
 			w.Dir("usr/lib/theseus", 0o755, 0, 0),
 			w.Symlink(image.PGBin, image.PGBinTarget(major)),
-			addBinary(w, c.Binary),
+			addBinary(w, c.Binary, c.Arch),
 			w.Dir(image.VolumeDir, 0o750, image.UID, image.GID),
 		)
 	})
@@ -79,7 +79,7 @@ func Operator(c Common, caCerts string) (v1.Hash, error) {
 			w.Dir("usr", 0o755, 0, 0),
 			w.Dir("usr/local", 0o755, 0, 0),
 			w.Dir("usr/local/bin", 0o755, 0, 0),
-			addBinary(w, c.Binary),
+			addBinary(w, c.Binary, c.Arch),
 		)
 	})
 	if err != nil {
@@ -109,8 +109,8 @@ func topLayer(c Common, fill func(*layer.Writer) error) (image.Layer, error) {
 
 // addBinary adds the theseus binary after checking that it will run where there may be
 // no libraries at all.
-func addBinary(w *layer.Writer, file string) error {
-	if err := CheckStatic(file); err != nil {
+func addBinary(w *layer.Writer, file, arch string) error {
+	if err := CheckStatic(file, arch); err != nil {
 		return err
 	}
 	f, err := os.Open(file)
@@ -126,13 +126,23 @@ func addBinary(w *layer.Writer, file string) error {
 	return w.File(image.Binary, 0o755, info.Size(), f)
 }
 
-// CheckStatic returns an error unless file is an ELF executable without an interpreter.
-func CheckStatic(file string) error {
+// machines are the ELF names of the architectures an image can be built for.
+var machines = map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}
+
+// CheckStatic returns an error unless file is an ELF executable for arch (as Go names it)
+// that needs no interpreter, and so no library.
+func CheckStatic(file, arch string) error {
 	f, err := elf.Open(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	if err != nil {
-		return fmt.Errorf("%s: %w", file, err)
+		return fmt.Errorf("%s is not an ELF executable: %w", file, err)
 	}
 	defer f.Close()
+	if f.Machine != machines[arch] {
+		return fmt.Errorf("%s is for %s, not for %s", file, f.Machine, arch)
+	}
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
 			return fmt.Errorf("%s is dynamically linked: build it with CGO_ENABLED=0", file)
