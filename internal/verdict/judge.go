@@ -1,0 +1,170 @@
+package verdict
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"theseus.dev/theseus/internal/quorum"
+)
+
+// Judge gives the one verdict on a shard. It first finds the primary and judges it, then looks for a second one, then at
+// the standbys; the first finding wins. A reparent whose coordinator is alive turns every reparenting action into None.
+func Judge(o Observed, p Params) Judgement {
+	s := shard{o: o, p: p}
+	j := s.judge()
+	if r := o.Reparent; r != nil && (j.Action == ERS || j.Action == PRS) && r.PhaseAge <= r.PhaseLimit+p.Overdue {
+		j.Action = None
+		j.Why += fmt.Sprintf("; a reparent to term %d is under way (%s for %v)", r.Term, r.Phase, round(r.PhaseAge))
+	}
+	return j
+}
+
+type shard struct {
+	o Observed
+	p Params
+}
+
+func (s shard) judge() Judgement {
+	latest, ok := s.o.Record.Latest()
+	if !ok || s.o.Record.Established == 0 {
+		return Judgement{Verdict: Unknown, Action: None, Why: "the shard is not bootstrapped yet"}
+	}
+	if err := s.o.Record.Validate(); err != nil {
+		return Judgement{Verdict: Unknown, Action: Alert, Why: fmt.Sprintf("the record cannot be trusted: %v", err)}
+	}
+	if !slices.ContainsFunc(s.o.Instances, s.fresh) && len(s.o.Instances) > 1 {
+		return Judgement{Verdict: Unknown, Action: Alert, Why: fmt.Sprintf("no agent of %d was heard for %v: the observer is cut off, or everything is down", len(s.o.Instances), s.p.SilentAfter)}
+	}
+	c, p, j := s.findPrimary(latest)
+	if j == nil {
+		j = s.judgePrimary(c, p)
+	}
+	if j == nil {
+		j = s.secondPrimary(p)
+	}
+	if j == nil {
+		j = s.judgeStandbys(c, p)
+	}
+	if j == nil {
+		j = &Judgement{Verdict: Healthy, Subject: p.Name, Action: None, Why: fmt.Sprintf("%s serves in term %d", p.Name, p.Term)}
+	}
+	return *j
+}
+
+// findPrimary says which cohort and instance to judge, or that there is nobody. With a term begun and not recorded as
+// established it is the begun term's primary when that one reports to be established (its coordinator died just before
+// saying so), else the established term's when that one still can be.
+func (s shard) findPrimary(latest quorum.Cohort) (quorum.Cohort, *Instance, *Judgement) {
+	if s.o.Record.InTerm() {
+		p := s.instance(latest.Primary)
+		if p == nil {
+			return latest, nil, s.emergency(PrimaryDead, latest.Primary, latest.Primary+" does not exist any more")
+		}
+		return latest, p, nil
+	}
+	if p := s.instance(latest.Primary); p != nil && s.fresh(*p) && p.Role == RolePrimary && p.Established && p.Term == latest.Term {
+		return latest, p, nil
+	}
+	i := slices.IndexFunc(s.o.Record.Cohorts, func(c quorum.Cohort) bool { return c.Term > s.o.Record.Established })
+	old := s.o.Record.Cohorts[i-1]
+	if p := s.instance(old.Primary); p != nil && s.fresh(*p) && p.Role == RolePrimary && p.Established && p.Term == old.Term && !s.left(old) {
+		return old, p, nil
+	}
+	return latest, nil, s.emergency(NoPrimary, "", fmt.Sprintf("term %d was begun with %s and is not established", latest.Term, latest.Primary))
+}
+
+// left reports whether the accepted terms of the instances heard mean that the cohort is revoked.
+func (s shard) left(c quorum.Cohort) bool {
+	var promises []quorum.Promise
+	for _, i := range s.o.Instances {
+		if i.Heard {
+			promises = append(promises, quorum.Promise{Instance: i.Name, Term: i.Term})
+		}
+	}
+	return quorum.Revoked(quorum.Record{Cohorts: []quorum.Cohort{c}}, promises) == nil
+}
+
+func (s shard) instance(name string) *Instance {
+	for i := range s.o.Instances {
+		if s.o.Instances[i].Name == name {
+			return &s.o.Instances[i]
+		}
+	}
+	return nil
+}
+
+func (s shard) fresh(i Instance) bool {
+	return i.Heard && i.Age < s.p.SilentAfter && !(i.PodGone && i.Disconnected)
+}
+
+// hangs returns which of the agent's probes has hung for too long, "" for none.
+func (s shard) hangs(i Instance) string {
+	for _, p := range []struct {
+		what string
+		Probe
+	}{{"file write and fsync", i.DiskProbe}, {"write", i.WriteProbe}, {"new session", i.ConnectProbe}} {
+		if p.Pending > 0 && p.Pending+i.Age >= s.p.StallAfter {
+			return fmt.Sprintf("a %s has hung for %v", p.what, round(p.Pending+i.Age))
+		}
+	}
+	return ""
+}
+
+// able lists the instances that could promise a new term and serve in it: heard, with a data directory that is whole and a
+// disk that answers.
+func (s shard) able() []string {
+	var out []string
+	for _, i := range s.o.Instances {
+		whole := !i.Diverged && (i.Role == RoleStandby || i.Role == RolePrimary || i.Role == RoleStopped)
+		if s.fresh(i) && whole && s.hangs(i) == "" {
+			out = append(out, i.Name)
+		}
+	}
+	return out
+}
+
+// emergency proposes an ERS when those heard can revoke the record and establish a new primary, else an alert.
+func (s shard) emergency(v Verdict, subject, why string) *Judgement {
+	able := s.able()
+	if err := quorum.Revocable(s.o.Record, able); err != nil {
+		return &Judgement{v, subject, Alert, fmt.Sprintf("%s; no emergency reparent can be safe now: %v", why, err)}
+	}
+	latest, _ := s.o.Record.Latest()
+	if len(able)-1 < latest.Acks {
+		return &Judgement{v, subject, Alert, fmt.Sprintf("%s; only {%s} could serve, a new primary needs %d acknowledgements", why, strings.Join(able, ", "), latest.Acks)}
+	}
+	return &Judgement{v, subject, ERS, fmt.Sprintf("%s; {%s} can revoke and serve", why, strings.Join(able, ", "))}
+}
+
+// planned proposes a PRS when a standby could take over and be acknowledged, else an alert.
+func (s shard) planned(v Verdict, p *Instance, why string) *Judgement {
+	latest, _ := s.o.Record.Latest()
+	others := s.without(s.able(), p.Name)
+	if len(others) < max(1, latest.Acks) {
+		return &Judgement{v, p.Name, Alert, fmt.Sprintf("%s; but no standby could take over: {%s} are able", why, strings.Join(others, ", "))}
+	}
+	return &Judgement{v, p.Name, PRS, why}
+}
+
+func (shard) without(names []string, name string) []string {
+	return slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == name })
+}
+
+// secondPrimary finds a primary of a lower term that is still up.
+func (s shard) secondPrimary(p *Instance) *Judgement {
+	for _, i := range s.o.Instances {
+		if i.Name == p.Name || !s.fresh(i) || i.Role != RolePrimary {
+			continue
+		}
+		why := fmt.Sprintf("%s is up as a primary of term %d beside %s of term %d", i.Name, i.Term, p.Name, p.Term)
+		if i.Term >= p.Term {
+			return &Judgement{TwoPrimaries, i.Name, Alert, why + ": this must not happen"}
+		}
+		return &Judgement{TwoPrimaries, i.Name, Replace, why + " and cannot acknowledge anything"}
+	}
+	return nil
+}
+
+func round(d time.Duration) time.Duration { return d.Round(time.Millisecond) }

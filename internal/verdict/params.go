@@ -1,0 +1,54 @@
+package verdict
+
+import "time"
+
+// Params are the patience of the verdicts. The targets they are made for: a killed postmaster is replaced within 400 to
+// 800 ms, a dead or unreachable machine within 3 s, a stalled one within 4 s; an emergency reparent itself takes about 0.4 s.
+type Params struct {
+	// SilentAfter is the age of a status from which its agent counts as silent. Default 1.5 s: three heartbeats of 500 ms,
+	// so that two lost or late ones on a busy machine are forgiven.
+	SilentAfter time.Duration
+	// LostAfter is the age of the last message from the primary at which a standby's receiver counts as lost even though
+	// it is connected (a frozen or unplugged machine resets no connection). Default 1.5 s: the primary's write probe makes
+	// WAL at every heartbeat, so a healthy stream is never quiet for longer than one.
+	LostAfter time.Duration
+	// IsolatedAfter is how long a primary's commit must have hung, and its members been out of reach, for it to count as
+	// cut off from them. Default 1.5 s.
+	IsolatedAfter time.Duration
+	// StallAfter is how long a probe of a living agent may hang. Default 2 s: longer than a bad checkpoint's fsync, and in
+	// time for 4 s together with the probe's interval and the reparent.
+	StallAfter time.Duration
+	// SickAfter is the number of failed probes in a row that make a primary sick. Default 3.
+	SickAfter int
+	// SlowAfter is how long a primary may be slow. Default 30 s. Slow counts as failed, but a vacuum is not a failure.
+	SlowAfter time.Duration
+	// StuckAfter is how long a standby may be connected to nothing, and how long a primary with a silent agent may send no
+	// WAL while its PostgreSQL cannot be reached. Default 10 s.
+	StuckAfter time.Duration
+	// ReplaceAfter is how long a dead, stuck or silent standby may take to come back. Default 30 s: a container restart with
+	// crash recovery is shorter, a seed is longer.
+	ReplaceAfter time.Duration
+	// NodeAfter is how long the node of a working instance may be not ready. Default 60 s: kubelets restart.
+	NodeAfter time.Duration
+	// MaxUsed is the used share of a volume from which it counts as full. Default 0.97.
+	MaxUsed float64
+	// Overdue is how long a reparent may be behind the limit of its phase before its coordinator counts as dead and is
+	// overtaken. Default 500 ms.
+	Overdue time.Duration
+}
+
+// DefaultParams are the defaults.
+func DefaultParams() Params {
+	return Params{
+		SilentAfter: 1500 * time.Millisecond, LostAfter: 1500 * time.Millisecond, IsolatedAfter: 1500 * time.Millisecond,
+		StallAfter: 2 * time.Second, SickAfter: 3, SlowAfter: 30 * time.Second, StuckAfter: 10 * time.Second,
+		ReplaceAfter: 30 * time.Second, NodeAfter: time.Minute, MaxUsed: 0.97, Overdue: 500 * time.Millisecond,
+	}
+}
+
+// FenceAfter is the default time after which a primary that has heard neither from the operator nor from enough standbys
+// stops itself. It must be below SilentAfter and LostAfter, the earliest at which an operator acts without the primary's
+// own word, so that the stale primary has stopped answering reads before its successor takes writes. It counts from
+// the last message the primary received; the operator counts from the last it received, which is not earlier by more
+// than one heartbeat's travel. Commits do not depend on it.
+const FenceAfter = 1250 * time.Millisecond
