@@ -21,8 +21,14 @@ type rules struct {
 }
 
 func realRules() rules {
+	electable := func(r Record, ps []Promise) ([]Promise, error) {
+		if _, err := Elect(r, ps); err != nil {
+			return nil, err
+		}
+		return Electable(r, ps), nil
+	}
 	return rules{
-		elect: Elect, beginChange: BeginChange, finishChange: FinishChange, beginTerm: BeginTerm,
+		elect: electable, beginChange: BeginChange, finishChange: FinishChange, beginTerm: BeginTerm,
 		accepts: func(used, next Cohort) bool { return next.Revision >= used.Revision },
 	}
 }

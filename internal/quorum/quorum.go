@@ -117,6 +117,26 @@ func Elect(r Record, promises []Promise) ([]Promise, error) {
 	return best, nil
 }
 
+// Electable returns every promise whose holder may be promoted, best position first: not only the winners of Elect. A
+// promiser x may be when those promisers that are not ahead of it revoke the record by themselves, because x then wins
+// the election among them. So an old primary that still answers, with a tail that nobody acknowledged, need not be
+// promoted: the standbys behind it are electable without it, and the tail is lost to nobody who was told it was kept.
+func Electable(r Record, promises []Promise) []Promise {
+	sorted := slices.Clone(promises)
+	slices.SortStableFunc(sorted, func(p, q Promise) int { return q.Position.Compare(p.Position) })
+	for i := range sorted {
+		if i+1 < len(sorted) && sorted[i+1].Position == sorted[i].Position {
+			continue
+		}
+		// Everybody from the first of the same position on is not ahead of sorted[i].
+		first := slices.IndexFunc(sorted, func(p Promise) bool { return p.Position == sorted[i].Position })
+		if _, err := Elect(r, sorted[first:]); err != nil {
+			return sorted[:first]
+		}
+	}
+	return sorted
+}
+
 // CanEstablish returns nil when enough of the cohort's members are reachable to acknowledge the first write of its primary.
 // The primary itself is taken to be reachable.
 func CanEstablish(c Cohort, reachable []string) error {

@@ -105,6 +105,25 @@ func TestElect(t *testing.T) {
 	require.Error(t, err, "promises of two terms")
 }
 
+func TestElectable(t *testing.T) {
+	r := Record{Established: 5, Cohorts: []Cohort{cohort(5, "p", 1, "a", "b")}}
+	at := func(name string, lsn uint64) Promise {
+		return Promise{Instance: name, Term: 6, Position: Position{WALTerm: 5, LSN: lsn}}
+	}
+	names := func(ps []Promise) (out []string) {
+		for _, p := range ps {
+			out = append(out, p.Instance)
+		}
+		return out
+	}
+	require.Equal(t, []string{"p", "b"}, names(Electable(r, []Promise{at("a", 90), at("b", 100), at("p", 150)})), "a is behind b")
+	require.Equal(t, []string{"p", "a", "b"}, names(Electable(r, []Promise{at("a", 100), at("b", 100), at("p", 150)})))
+	require.Equal(t, []string{"p"}, names(Electable(r, []Promise{at("a", 100), at("p", 150)})), "b may be ahead of a")
+	require.Equal(t, []string{"a", "p"}, names(Electable(r, []Promise{at("a", 150), at("p", 150)})), "a planned one: all was shipped")
+	require.Empty(t, Electable(r, []Promise{at("a", 150)}))
+	require.Empty(t, Electable(r, nil))
+}
+
 func TestCanEstablish(t *testing.T) {
 	c := cohort(5, "p", 2, "a", "b", "c")
 	require.NoError(t, CanEstablish(c, []string{"a", "c"}))
@@ -256,9 +275,19 @@ func TestAcknowledgedSurvives(t *testing.T) {
 				promises = append(promises, Promise{Instance: name, Term: 6, Position: Position{5, at}})
 			}
 		}
-		winners, err := Elect(Record{Established: 5, Cohorts: []Cohort{c}}, promises)
-		if err == nil && witnesses >= c.Acks {
-			require.GreaterOrEqual(t, winners[0].Position.LSN, lsn)
+		rec := Record{Established: 5, Cohorts: []Cohort{c}}
+		winners, err := Elect(rec, promises)
+		electable := Electable(rec, promises)
+		require.Equal(t, err == nil, len(electable) > 0)
+		if err != nil {
+			return
+		}
+		require.Equal(t, winners[0].Position, electable[0].Position)
+		// The primary itself must have flushed what it acknowledged.
+		if witnesses >= c.Acks && lsn <= flushed["p"] {
+			for _, p := range electable {
+				require.GreaterOrEqual(t, p.Position.LSN, lsn)
+			}
 		}
 	})
 }
