@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -89,4 +90,19 @@ func persistentVolume(claim *corev1.PersistentVolumeClaim, node Node, d disk.Dis
 			}}}},
 		},
 	}
+}
+
+// grown is the status of a claim whose volume now has the capacity it asked for: nothing
+// about resizing is left in it, and everything else stays.
+func grown(s corev1.PersistentVolumeClaimStatus, capacity resource.Quantity) corev1.PersistentVolumeClaimStatus {
+	out := *s.DeepCopy()
+	if out.Capacity == nil {
+		out.Capacity = corev1.ResourceList{}
+	}
+	out.Capacity[storage] = capacity
+	out.AllocatedResources, out.AllocatedResourceStatuses = nil, nil
+	out.Conditions = slices.DeleteFunc(out.Conditions, func(c corev1.PersistentVolumeClaimCondition) bool {
+		return c.Type == corev1.PersistentVolumeClaimResizing || c.Type == corev1.PersistentVolumeClaimFileSystemResizePending
+	})
+	return out
 }

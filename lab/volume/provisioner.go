@@ -234,9 +234,7 @@ func (p *provisioner) grow(ctx context.Context, name string, f facts) error {
 		}
 	}
 	c := f.claim.DeepCopy()
-	c.Status.Capacity[storage] = want
-	c.Status.Conditions = nil
-	c.Status.AllocatedResourceStatuses = nil
+	c.Status = grown(c.Status, want)
 	_, err = p.client.CoreV1().PersistentVolumeClaims(c.Namespace).UpdateStatus(ctx, c, updateOptions)
 	return err
 }
@@ -246,6 +244,7 @@ func (p *provisioner) destroy(ctx context.Context, name string, f facts) error {
 	if err := p.destroyDisk(name, f); err != nil {
 		return err
 	}
+	p.complaints.Delete(name)
 	if f.volume == nil {
 		return nil
 	}

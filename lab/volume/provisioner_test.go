@@ -227,6 +227,53 @@ func TestTheImpossibleIsToldOnce(t *testing.T) {
 	require.Empty(t, r.events.Events)
 }
 
+func TestAClaimThatGrewSaysSoAndNothingMore(t *testing.T) {
+	other := corev1.PersistentVolumeClaimCondition{Type: "Unused"}
+	before := corev1.PersistentVolumeClaimStatus{
+		Phase: corev1.ClaimBound,
+		Conditions: []corev1.PersistentVolumeClaimCondition{
+			{Type: corev1.PersistentVolumeClaimResizing}, other, {Type: corev1.PersistentVolumeClaimFileSystemResizePending},
+		},
+		AllocatedResourceStatuses: map[corev1.ResourceName]corev1.ClaimResourceStatus{storage: corev1.PersistentVolumeClaimNodeResizePending},
+	}
+	kept := before.DeepCopy()
+	after := grown(before, bytes(128 * mib)[storage])
+	require.EqualValues(t, 128*mib, size(after.Capacity))
+	require.Equal(t, []corev1.PersistentVolumeClaimCondition{other}, after.Conditions)
+	require.Empty(t, after.AllocatedResourceStatuses)
+	require.Equal(t, corev1.ClaimBound, after.Phase)
+	require.Equal(t, *kept, before, "the cache's copy is not touched")
+}
+
+// Growing works or is refused with a reason, depending on what this machine allows.
+func TestAClaimThatWantsMoreGetsItOrAnAnswer(t *testing.T) {
+	r := newRig(t, testClaim())
+	r.bootNode(t, "n1")
+	require.NoError(t, r.step(t))
+	v := r.volume(t)
+	v.Status.Phase = corev1.VolumeBound
+	require.NoError(t, r.client.Tracker().Update(corev1.SchemeGroupVersion.WithResource("persistentvolumes"), v, ""))
+	claim := bound(func(c *corev1.PersistentVolumeClaim) { c.Spec.Resources.Requests = bytes(128 * mib) })
+	require.NoError(t, r.client.Tracker().Update(corev1.SchemeGroupVersion.WithResource("persistentvolumeclaims"), claim, "shop"))
+
+	require.NoError(t, Stall(r.store.Dir, "shop", "data"))
+	require.ErrorIs(t, r.step(t), disk.ErrFrozen, "it comes back to it later")
+	require.NoError(t, Resume(r.store.Dir, "shop", "data"))
+	for range 2 {
+		require.NoError(t, r.step(t))
+	}
+	if len(r.events.Events) > 0 {
+		require.Contains(t, <-r.events.Events, "CAP_SYS_RESOURCE")
+		require.Empty(t, r.events.Events, "said once")
+		require.EqualValues(t, 64*mib, size(r.volume(t).Spec.Capacity))
+		return
+	}
+	require.EqualValues(t, 128*mib, size(r.volume(t).Spec.Capacity))
+	c, err := r.client.CoreV1().PersistentVolumeClaims("shop").Get(t.Context(), "data", metav1.GetOptions{})
+	require.NoError(t, err)
+	require.EqualValues(t, 128*mib, size(c.Status.Capacity))
+}
+
 func TestTheClassIsMadeOnceAndLeftAlone(t *testing.T) {
 	r := newRig(t)
 	require.NoError(t, r.ensureClass(t.Context()))
