@@ -1,0 +1,205 @@
+package reparent
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"theseus.dev/theseus/internal/quorum"
+)
+
+// choice is whom to promote and with which cohort.
+type choice struct {
+	cohort   quorum.Cohort
+	position quorum.Position
+	// catchUp is the instance to stream from first, when the chosen one is better placed but behind; "" for none.
+	catchUp    string
+	why        string
+	candidates []Candidate
+}
+
+// field is everything a choice is made from; the choice is a pure function of it.
+type field struct {
+	term      uint64
+	record    quorum.Record // everything below the term
+	promises  []quorum.Promise
+	instances []Instance
+	// following are instances known to be able to follow without having promised: a PRS saw them stream.
+	following []string
+	failed    []string // let us down in this reparent
+	prefer    string   // the request's To, or the candidate a PRS prepared
+	last      []string // chosen when nobody else can be: the old primary, AwayFrom
+	size      int
+	maxLag    uint64
+	noCatchUp bool
+}
+
+// rank orders candidates, the best first. Where a primary lives matters longer than how it got there: one that must soon
+// leave costs another reparent, so that decides first, and lag, which costs milliseconds, last.
+func (f field) rank(a, b Instance) int {
+	no := func(x bool) int {
+		if x {
+			return 1
+		}
+		return 0
+	}
+	return cmp.Or(
+		cmp.Compare(no(a.Name != f.prefer), no(b.Name != f.prefer)),
+		cmp.Compare(no(slices.Contains(f.last, a.Name)), no(slices.Contains(f.last, b.Name))),
+		cmp.Compare(no(a.Leaving), no(b.Leaving)),
+		cmp.Compare(no(!a.Current), no(!b.Current)),
+		-cmp.Compare(days(a.TimeLeft), days(b.TimeLeft)),
+		cmp.Compare(no(f.sameZone(a)), no(f.sameZone(b))),
+		cmp.Compare(a.ReplayLag>>20, b.ReplayLag>>20),
+		-cmp.Compare(a.TimeLeft, b.TimeLeft),
+		cmp.Compare(a.Name, b.Name),
+	)
+}
+
+// days: a difference of hours between instances that live for weeks is no reason to prefer one.
+func days(d time.Duration) int64 { return int64(d / (24 * time.Hour)) }
+
+// sameZone as the instance the shard moves away from.
+func (f field) sameZone(i Instance) bool {
+	return i.Zone != "" && slices.ContainsFunc(f.instances, func(o Instance) bool { return slices.Contains(f.last, o.Name) && o.Zone == i.Zone })
+}
+
+// choose picks the best placed of those who are electable and can be acknowledged. The error says what is missing.
+func (f field) choose() (choice, error) {
+	electable := quorum.Electable(f.record, f.promises)
+	if len(electable) == 0 {
+		if err := quorum.Revoked(f.record, f.promises); err != nil {
+			return choice{candidates: f.judge(electable, "")}, err
+		}
+		return choice{}, errors.New("nobody promised")
+	}
+	var reasons []string
+	for _, i := range slices.SortedFunc(slices.Values(f.instances), f.rank) {
+		p, ok := find(electable, i.Name)
+		if !ok || i.Unfit != "" || slices.Contains(f.failed, i.Name) {
+			continue
+		}
+		c, err := f.cohort(p)
+		if err != nil {
+			reasons = append(reasons, fmt.Sprintf("%s: %v", i.Name, err))
+			continue
+		}
+		ch := choice{cohort: c, position: p.Position, why: f.reason(i, len(electable)), candidates: f.judge(electable, i.Name)}
+		return f.better(ch, i, p), nil
+	}
+	return choice{candidates: f.judge(electable, "")}, fmt.Errorf("nobody electable can serve: %s", strings.Join(reasons, "; "))
+}
+
+// better replaces the choice by a better placed instance that is a little behind, when the chosen one is only a stopgap.
+// It takes the chosen one as its source, so that must be a running standby.
+func (f field) better(ch choice, chosen Instance, p quorum.Promise) choice {
+	if f.noCatchUp || p.WasPrimary || !chosen.Leaving && !slices.Contains(f.last, chosen.Name) {
+		return ch
+	}
+	for _, i := range slices.SortedFunc(slices.Values(f.instances), f.rank) {
+		q, ok := find(f.promises, i.Name)
+		if i.Name == chosen.Name || !ok || q.WasPrimary || i.Unfit != "" || i.Leaving || slices.Contains(f.last, i.Name) || slices.Contains(f.failed, i.Name) {
+			continue
+		}
+		if !prefix(q.Position, p.Position) || p.Position.LSN-q.Position.LSN > f.maxLag {
+			continue
+		}
+		q.Position = p.Position // once it has caught up
+		if c, err := f.cohort(q); err == nil {
+			return choice{cohort: c, position: p.Position, catchUp: chosen.Name, candidates: f.judge([]quorum.Promise{q}, i.Name), why: fmt.Sprintf("%s has it all but is leaving; %s is behind by little and takes over from it", chosen.Name, i.Name)}
+		}
+	}
+	return ch
+}
+
+// prefix reports whether a log that ends at p is certain to be the beginning of one that ends at q.
+func prefix(p, q quorum.Position) bool { return p.WALTerm == q.WALTerm && p.LSN <= q.LSN }
+
+// cohort is the one to record for the candidate: those that can follow it without a rewind, members of the old cohort
+// first, up to size. The acknowledgements are those of the established term: a reparent never relaxes them.
+func (f field) cohort(p quorum.Promise) (quorum.Cohort, error) {
+	old := f.old()
+	var followers []string
+	for _, i := range f.instances {
+		q, promised := find(f.promises, i.Name)
+		switch {
+		case i.Name == p.Instance || slices.Contains(f.failed, i.Name):
+		case promised && prefix(q.Position, p.Position) && (p.Position.LSN-q.Position.LSN <= f.maxLag || old.Has(i.Name)):
+			followers = append(followers, i.Name)
+		case !promised && slices.Contains(f.following, i.Name):
+			followers = append(followers, i.Name)
+		}
+	}
+	slices.SortStableFunc(followers, func(a, b string) int {
+		was := func(n string) int {
+			if old.Has(n) || n == old.Primary {
+				return 0
+			}
+			return 1
+		}
+		return cmp.Compare(was(a), was(b))
+	})
+	c := quorum.Cohort{Term: f.term, Primary: p.Instance, Members: followers[:min(len(followers), max(f.size, old.Acks))], Acks: old.Acks}.Normalize()
+	return c, quorum.CanEstablish(c, followers)
+}
+
+// old is the newest cohort of the established term.
+func (f field) old() quorum.Cohort {
+	var old quorum.Cohort
+	for _, c := range f.record.Cohorts {
+		if c.Term == f.record.Established {
+			old = c
+		}
+	}
+	return old
+}
+
+func (f field) reason(i Instance, electable int) string {
+	switch {
+	case i.Name == f.prefer:
+		return "it was asked for or prepared, and has everything that was acknowledged"
+	case slices.Contains(f.last, i.Name):
+		return "nobody else has everything that was acknowledged and can serve"
+	}
+	return fmt.Sprintf("the best placed of %d that have everything that was acknowledged: %v left to live, zone %q", electable, i.TimeLeft.Round(time.Hour), i.Zone)
+}
+
+// judge lists every instance with why it was not chosen.
+func (f field) judge(electable []quorum.Promise, chosen string) []Candidate {
+	var out []Candidate
+	for _, i := range f.instances {
+		p, promised := find(f.promises, i.Name)
+		c := Candidate{Instance: i.Name, Position: p.Position}
+		_, ok := find(electable, i.Name)
+		switch {
+		case i.Name == chosen:
+		case i.Unfit != "":
+			c.Refused = i.Unfit
+		case slices.Contains(f.failed, i.Name):
+			c.Refused = "failed in this reparent"
+		case !promised:
+			c.Refused = "did not promise"
+		case !ok:
+			c.Refused = "may not have everything that was acknowledged"
+		case slices.Contains(f.last, i.Name):
+			c.Refused = "is to be moved away from"
+		case chosen == "":
+			c.Refused = "too few could acknowledge its commits"
+		default:
+			c.Refused = "not as well placed"
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+func find(promises []quorum.Promise, name string) (quorum.Promise, bool) {
+	i := slices.IndexFunc(promises, func(p quorum.Promise) bool { return p.Instance == name })
+	if i < 0 {
+		return quorum.Promise{}, false
+	}
+	return promises[i], true
+}

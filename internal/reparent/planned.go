@@ -1,0 +1,276 @@
+package reparent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"theseus.dev/theseus/internal/quorum"
+)
+
+// plan makes sure that a planned reparent will succeed, without disturbing anything: it chooses the candidate, opens the
+// term, has the primary write a checkpoint and the candidate catch up. Failing here is a refusal.
+func (r *run) plan(ctx context.Context) error {
+	statuses := r.statuses(ctx)
+	st, ok := statuses[r.old]
+	if !ok || st.Role != RolePrimary || !st.Established || st.Term != r.oldTerm {
+		return refuse("%s does not answer as the primary of term %d: a planned reparent needs it in good health", r.old, r.oldTerm)
+	}
+	candidates, refused := r.fitting(statuses)
+	if len(candidates) == 0 {
+		return refuse("no instance can take over: %s", strings.Join(refused, "; "))
+	}
+	if err := r.open(ctx); err != nil {
+		return err
+	}
+	end := r.phase(PhasePrepare)
+	if err := do(ctx, r.Runtime, r.lim.Checkpoint, func(ctx context.Context) error { return r.Agents.Checkpoint(ctx, r.old, r.oldTerm) }); err != nil {
+		end("checkpoint: %v", err)
+		return refuse("%s did not finish a checkpoint: %v", r.old, err)
+	}
+	deadline := r.Runtime.Now().Add(r.lim.CatchUp)
+	for _, c := range candidates {
+		if r.caughtUp(ctx, c, deadline) {
+			r.prefer = c
+			end("%s will take over; checkpoint written, it has caught up", c)
+			return nil
+		}
+		refused = append(refused, c+" did not catch up in time")
+	}
+	end("nobody caught up")
+	return refuse("no instance can take over: %s", strings.Join(refused, "; "))
+}
+
+// statuses asks everybody at once. Who does not answer is not in the result.
+func (r *run) statuses(ctx context.Context) map[string]Status {
+	out := map[string]Status{}
+	waiting := len(r.reachable())
+	each(ctx, r.Runtime, r.lim.Status, len(r.req.Instances),
+		func(ctx context.Context, i int) (Status, error) { return r.Agents.Status(ctx, r.req.Instances[i].Name) },
+		func(i int, st Status, err error) time.Duration {
+			if err == nil {
+				out[r.req.Instances[i].Name] = st
+			}
+			if r.req.Instances[i].Reachable {
+				waiting--
+			}
+			if waiting == 0 {
+				return r.lim.Grace
+			}
+			return All
+		})
+	return out
+}
+
+// fitting lists who could take over from a healthy primary, the best first, and why the others could not. It also notes
+// who streams, for the new cohort.
+func (r *run) fitting(statuses map[string]Status) (names, refused []string) {
+	primary := statuses[r.old]
+	r.following = []string{r.old}
+	var ok []Instance
+	for _, i := range r.req.Instances {
+		if i.Name == r.old {
+			continue
+		}
+		why := r.unsuitable(i, statuses, primary)
+		if why == "" || strings.HasPrefix(why, unfitPrefix) {
+			r.following = append(r.following, i.Name)
+		}
+		if why != "" {
+			refused = append(refused, i.Name+" "+why)
+			continue
+		}
+		ok = append(ok, i)
+	}
+	f := r.field()
+	slices.SortStableFunc(ok, f.rank)
+	for _, i := range ok {
+		if _, err := f.cohort(quorum.Promise{Instance: i.Name}); err != nil {
+			refused = append(refused, fmt.Sprintf("%s could not commit: %v", i.Name, err))
+			continue
+		}
+		names = append(names, i.Name)
+	}
+	return names, refused
+}
+
+// unfitPrefix begins the reasons that concern serving as a primary, not following one.
+const unfitPrefix = "is not to be primary"
+
+func (r *run) unsuitable(i Instance, statuses map[string]Status, primary Status) string {
+	st, ok := statuses[i.Name]
+	switch {
+	case !ok:
+		return "does not answer"
+	case st.Role != RoleStandby || st.Diverged || st.Source != r.old || st.Term > r.oldTerm:
+		return fmt.Sprintf("does not stream from %s", r.old)
+	case st.Position.LSN+r.lim.MaxLag < primary.Position.LSN:
+		return fmt.Sprintf("is %d MiB of WAL behind", (primary.Position.LSN-st.Position.LSN)>>20)
+	case i.Unfit != "":
+		return unfitPrefix + ": " + i.Unfit
+	case st.Replayed+r.lim.MaxLag < primary.Position.LSN:
+		return fmt.Sprintf("%s: it is %d MiB behind in replay", unfitPrefix, (primary.Position.LSN-st.Replayed)>>20)
+	case r.req.To != "" && i.Name != r.req.To:
+		return fmt.Sprintf("%s: %s was asked for", unfitPrefix, r.req.To)
+	}
+	return ""
+}
+
+// nearly is how close in replay a candidate must have been once: what is left is replayed while the primary stops.
+const nearly = 1 << 20
+
+// caughtUp waits until the candidate has flushed and replayed nearly all that the primary had written at some moment.
+func (r *run) caughtUp(ctx context.Context, candidate string, deadline time.Time) bool {
+	primary, err := one(ctx, r.Runtime, r.lim.Status, func(ctx context.Context) (Status, error) { return r.Agents.Status(ctx, r.old) })
+	if err != nil {
+		return false
+	}
+	for {
+		st, err := one(ctx, r.Runtime, r.lim.Status, func(ctx context.Context) (Status, error) { return r.Agents.Status(ctx, candidate) })
+		if err != nil || st.Source != r.old {
+			return false
+		}
+		if st.Position.LSN+nearly >= primary.Position.LSN && st.Replayed+nearly >= primary.Position.LSN {
+			return true
+		}
+		if !r.Runtime.Now().Before(deadline) || r.Runtime.Sleep(ctx, r.lim.Poll) != nil {
+			return false
+		}
+	}
+}
+
+// disturb pauses the clients and stops the old primary. As long as the old primary has not been told to stop, every
+// failure is undone.
+func (r *run) disturb(ctx context.Context) error {
+	r.disturbed = r.Runtime.Now()
+	if err := r.drain(ctx); err != nil {
+		return r.undo(ctx, err)
+	}
+	if ctx.Err() != nil {
+		return r.undo(ctx, ctx.Err())
+	}
+	ctx = context.WithoutCancel(ctx)
+	end := r.phase(PhaseDemote)
+	p, err := one(ctx, r.Runtime, r.lim.Demote+r.lim.Promise, func(ctx context.Context) (quorum.Promise, error) {
+		return r.Agents.Demote(ctx, r.old, r.term, r.lim.Demote)
+	})
+	if r.overtaken(err) {
+		end("%v", err)
+		return err
+	}
+	if err != nil {
+		// It may have stopped, or be about to. The takeover asks it again, with everybody.
+		end("%s gave no answer: %v", r.old, err)
+		r.following = nil
+		return nil
+	}
+	end("%s stopped at %v", r.old, p.Position)
+	r.promises = append(r.promises, p)
+	return nil
+}
+
+// drain asks the clients to pause, and meanwhile records the cohort to come.
+func (r *run) drain(ctx context.Context) error {
+	c, err := r.field().cohort(quorum.Promise{Instance: r.prefer})
+	if err != nil {
+		return err
+	}
+	next, err := quorum.BeginTerm(r.record, c)
+	if err != nil {
+		return err
+	}
+	end := r.phase(PhaseDrain)
+	type answer struct {
+		open int
+		at   Version
+	}
+	at, open, errs := r.version, 0, [2]error{context.DeadlineExceeded, context.DeadlineExceeded}
+	each(ctx, r.Runtime, r.lim.Drain+r.lim.Store, 2,
+		func(ctx context.Context, i int) (a answer, err error) {
+			if i == 0 {
+				a.open, err = r.Agents.Drain(ctx, r.old, r.oldTerm, r.lim.Drain)
+				return a, err
+			}
+			a.at, err = r.Records.Store(ctx, at, next)
+			return a, err
+		},
+		func(i int, a answer, err error) time.Duration {
+			errs[i] = err
+			switch {
+			case i == 0:
+				open = a.open
+			case err == nil:
+				r.record, r.version = next, a.at
+			}
+			if err != nil {
+				return Enough
+			}
+			return All
+		})
+	if errs[0] == nil && errors.Is(errs[1], ErrConflict) {
+		if errs[1] = r.load(ctx); errs[1] == nil {
+			errs[1] = r.begin(ctx, c)
+		}
+	}
+	if err := errors.Join(errs[:]...); err != nil {
+		end("drain: %v; record: %v", errs[0], errs[1])
+		return err
+	}
+	st, err := one(ctx, r.Runtime, r.lim.Status, func(ctx context.Context) (Status, error) { return r.Agents.Status(ctx, r.prefer) })
+	if err != nil || st.Source != r.old {
+		// The takeover could choose another one too, but only after waiting for this one with the primary stopped.
+		end("%s was lost: %v", r.prefer, err)
+		return r.replaceCandidate(ctx)
+	}
+	end("%d transactions left open", open)
+	return nil
+}
+
+// replaceCandidate chooses another candidate after the first was lost, with clients paused and the primary untouched.
+func (r *run) replaceCandidate(ctx context.Context) error {
+	r.failed = append(r.failed, r.prefer)
+	if r.req.To != "" {
+		return fmt.Errorf("%s was lost", r.prefer)
+	}
+	candidates, refused := r.fitting(r.statuses(ctx))
+	candidates = slices.DeleteFunc(candidates, func(n string) bool { return slices.Contains(r.failed, n) })
+	if len(candidates) == 0 {
+		return fmt.Errorf("%s was lost and nobody else can take over: %s", r.prefer, strings.Join(refused, "; "))
+	}
+	r.prefer = candidates[0]
+	c, err := r.field().cohort(quorum.Promise{Instance: r.prefer})
+	if err != nil {
+		return err
+	}
+	return r.begin(ctx, c)
+}
+
+// undo lets the old primary go on in its old term: nobody was told to stop or to promote.
+func (r *run) undo(ctx context.Context, cause error) error {
+	ctx = context.WithoutCancel(ctx)
+	end := r.phase(PhaseUndo)
+	err := do(ctx, r.Runtime, r.lim.Store, func(ctx context.Context) error { return r.Agents.Undrain(ctx, r.old, r.oldTerm) })
+	r.restored = r.Runtime.Now()
+	// An unanswered store may yet come into effect, so look first; whoever comes next settles what is left.
+	for range 3 {
+		if r.load(ctx) != nil || r.record.Term() != r.term {
+			break
+		}
+		next, e := quorum.AbandonTerm(r.record, r.term)
+		if e != nil || r.store(ctx, next) == nil {
+			break
+		}
+	}
+	end("undrain: %v", err)
+	if r.overtaken(cause) {
+		return cause
+	}
+	message := fmt.Sprintf("%v; undone, %s serves on", cause, r.old)
+	if err != nil {
+		message = fmt.Sprintf("%v; %s did not answer and takes the pause back by itself: %v", cause, r.old, err)
+	}
+	return &ending{Undone, message}
+}
