@@ -23,7 +23,7 @@ func Allowed(role Role, method string) bool {
 	case RoleOperator:
 		return true
 	case RoleGateway:
-		return method == "Watch" || method == "GetStatus"
+		return method == "Watch" || method == "GetStatus" || method == "Acknowledge"
 	case RoleAgent:
 		return method == "Watch" || method == "GetStatus" || method == "Testify"
 	}

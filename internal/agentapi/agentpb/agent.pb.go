@@ -684,8 +684,13 @@ type Status struct {
 	CommitProbe *Probe `protobuf:"bytes,36,opt,name=commit_probe,json=commitProbe,proto3" json:"commit_probe,omitempty"`
 	// Unix ms when the operator, resp. any other caller, was last heard.
 	OperatorHeardUnixMs int64 `protobuf:"varint,37,opt,name=operator_heard_unix_ms,json=operatorHeardUnixMs,proto3" json:"operator_heard_unix_ms,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// Sessions of clients, and how many of them are in a transaction.
+	Clients          uint32 `protobuf:"varint,38,opt,name=clients,proto3" json:"clients,omitempty"`
+	OpenTransactions uint32 `protobuf:"varint,39,opt,name=open_transactions,json=openTransactions,proto3" json:"open_transactions,omitempty"`
+	// Why PostgreSQL is kept down until somebody says whom to follow; empty when it is not.
+	Halted        string `protobuf:"bytes,40,opt,name=halted,proto3" json:"halted,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Status) Reset() {
@@ -977,14 +982,40 @@ func (x *Status) GetOperatorHeardUnixMs() int64 {
 	return 0
 }
 
+func (x *Status) GetClients() uint32 {
+	if x != nil {
+		return x.Clients
+	}
+	return 0
+}
+
+func (x *Status) GetOpenTransactions() uint32 {
+	if x != nil {
+		return x.OpenTransactions
+	}
+	return 0
+}
+
+func (x *Status) GetHalted() string {
+	if x != nil {
+		return x.Halted
+	}
+	return ""
+}
+
 type WatchRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Who watches: "operator", "gateway", "agent".
 	Watcher string `protobuf:"bytes,1,opt,name=watcher,proto3" json:"watcher,omitempty"`
 	// Members of the shard as the watcher knows them (operator only); the agent passes them on.
 	ShardEndpoints []*Endpoint `protobuf:"bytes,2,rep,name=shard_endpoints,json=shardEndpoints,proto3" json:"shard_endpoints,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Name of the watcher (a gateway's Pod), for Acknowledge.
+	Name string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// Gateways that set this promise to call Acknowledge whenever draining begins, so that Drain need not guess when
+	// they have paused.
+	Acknowledges  bool `protobuf:"varint,4,opt,name=acknowledges,proto3" json:"acknowledges,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchRequest) Reset() {
@@ -1029,6 +1060,20 @@ func (x *WatchRequest) GetShardEndpoints() []*Endpoint {
 		return x.ShardEndpoints
 	}
 	return nil
+}
+
+func (x *WatchRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *WatchRequest) GetAcknowledges() bool {
+	if x != nil {
+		return x.Acknowledges
+	}
+	return false
 }
 
 type GetStatusRequest struct {
@@ -1287,6 +1332,9 @@ type PromiseReply struct {
 	// True when PostgreSQL was primary here and has been stopped by this call (or was down already).
 	WasPrimary    bool `protobuf:"varint,4,opt,name=was_primary,json=wasPrimary,proto3" json:"was_primary,omitempty"`
 	CleanShutdown bool `protobuf:"varint,5,opt,name=clean_shutdown,json=cleanShutdown,proto3" json:"clean_shutdown,omitempty"`
+	// True when flushed is only a lower bound: the WAL of a primary that did not stop cleanly could not be read to its
+	// end. Such an instance must not lose an election because of it.
+	LowerBound    bool `protobuf:"varint,6,opt,name=lower_bound,json=lowerBound,proto3" json:"lower_bound,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1352,6 +1400,13 @@ func (x *PromiseReply) GetWasPrimary() bool {
 func (x *PromiseReply) GetCleanShutdown() bool {
 	if x != nil {
 		return x.CleanShutdown
+	}
+	return false
+}
+
+func (x *PromiseReply) GetLowerBound() bool {
+	if x != nil {
+		return x.LowerBound
 	}
 	return false
 }
@@ -1753,10 +1808,13 @@ func (x *DrainRequest) GetTimeoutMs() int64 {
 }
 
 type DrainReply struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	OpenTransactions uint32                 `protobuf:"varint,1,opt,name=open_transactions,json=openTransactions,proto3" json:"open_transactions,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Open transactions of clients when the time was up; their sessions have been terminated.
+	OpenTransactions uint32 `protobuf:"varint,1,opt,name=open_transactions,json=openTransactions,proto3" json:"open_transactions,omitempty"`
+	// Gateways that did not acknowledge in time.
+	GatewaysPending uint32 `protobuf:"varint,2,opt,name=gateways_pending,json=gatewaysPending,proto3" json:"gateways_pending,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *DrainReply) Reset() {
@@ -1796,6 +1854,109 @@ func (x *DrainReply) GetOpenTransactions() uint32 {
 	return 0
 }
 
+func (x *DrainReply) GetGatewaysPending() uint32 {
+	if x != nil {
+		return x.GatewaysPending
+	}
+	return 0
+}
+
+type AcknowledgeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`  // as in WatchRequest
+	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"` // of the status that announced draining
+	Paused        bool                   `protobuf:"varint,3,opt,name=paused,proto3" json:"paused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcknowledgeRequest) Reset() {
+	*x = AcknowledgeRequest{}
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeRequest) ProtoMessage() {}
+
+func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
+func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *AcknowledgeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AcknowledgeRequest) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *AcknowledgeRequest) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+type AcknowledgeReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AcknowledgeReply) Reset() {
+	*x = AcknowledgeReply{}
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AcknowledgeReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AcknowledgeReply) ProtoMessage() {}
+
+func (x *AcknowledgeReply) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AcknowledgeReply.ProtoReflect.Descriptor instead.
+func (*AcknowledgeReply) Descriptor() ([]byte, []int) {
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{24}
+}
+
 type UndrainRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
@@ -1805,7 +1966,7 @@ type UndrainRequest struct {
 
 func (x *UndrainRequest) Reset() {
 	*x = UndrainRequest{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[23]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1817,7 +1978,7 @@ func (x *UndrainRequest) String() string {
 func (*UndrainRequest) ProtoMessage() {}
 
 func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[23]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1830,7 +1991,7 @@ func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainRequest.ProtoReflect.Descriptor instead.
 func (*UndrainRequest) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{23}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *UndrainRequest) GetTerm() uint64 {
@@ -1851,7 +2012,7 @@ type DemoteRequest struct {
 
 func (x *DemoteRequest) Reset() {
 	*x = DemoteRequest{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[24]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1863,7 +2024,7 @@ func (x *DemoteRequest) String() string {
 func (*DemoteRequest) ProtoMessage() {}
 
 func (x *DemoteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[24]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1876,7 +2037,7 @@ func (x *DemoteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemoteRequest.ProtoReflect.Descriptor instead.
 func (*DemoteRequest) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{24}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DemoteRequest) GetTerm() uint64 {
@@ -1909,7 +2070,7 @@ type TestifyRequest struct {
 
 func (x *TestifyRequest) Reset() {
 	*x = TestifyRequest{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[25]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +2082,7 @@ func (x *TestifyRequest) String() string {
 func (*TestifyRequest) ProtoMessage() {}
 
 func (x *TestifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[25]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +2095,7 @@ func (x *TestifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestifyRequest.ProtoReflect.Descriptor instead.
 func (*TestifyRequest) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{25}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TestifyRequest) GetPrimary() string {
@@ -1958,7 +2119,7 @@ type TestifyReply struct {
 
 func (x *TestifyReply) Reset() {
 	*x = TestifyReply{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[26]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1970,7 +2131,7 @@ func (x *TestifyReply) String() string {
 func (*TestifyReply) ProtoMessage() {}
 
 func (x *TestifyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[26]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1983,7 +2144,7 @@ func (x *TestifyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestifyReply.ProtoReflect.Descriptor instead.
 func (*TestifyReply) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{26}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *TestifyReply) GetTerm() uint64 {
@@ -2030,7 +2191,7 @@ type DumpRequest struct {
 
 func (x *DumpRequest) Reset() {
 	*x = DumpRequest{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[27]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2042,7 +2203,7 @@ func (x *DumpRequest) String() string {
 func (*DumpRequest) ProtoMessage() {}
 
 func (x *DumpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[27]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2055,7 +2216,7 @@ func (x *DumpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpRequest.ProtoReflect.Descriptor instead.
 func (*DumpRequest) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{27}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DumpRequest) GetMaxBytes() int64 {
@@ -2074,7 +2235,7 @@ type DumpReply struct {
 
 func (x *DumpReply) Reset() {
 	*x = DumpReply{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[28]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2086,7 +2247,7 @@ func (x *DumpReply) String() string {
 func (*DumpReply) ProtoMessage() {}
 
 func (x *DumpReply) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[28]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2099,7 +2260,7 @@ func (x *DumpReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpReply.ProtoReflect.Descriptor instead.
 func (*DumpReply) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{28}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DumpReply) GetFiles() map[string][]byte {
@@ -2119,7 +2280,7 @@ type CommandReply struct {
 
 func (x *CommandReply) Reset() {
 	*x = CommandReply{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[29]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2131,7 +2292,7 @@ func (x *CommandReply) String() string {
 func (*CommandReply) ProtoMessage() {}
 
 func (x *CommandReply) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[29]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2144,7 +2305,7 @@ func (x *CommandReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandReply.ProtoReflect.Descriptor instead.
 func (*CommandReply) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{29}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *CommandReply) GetTerm() uint64 {
@@ -2209,7 +2370,7 @@ const file_internal_agentapi_agentpb_agent_proto_rawDesc = "" +
 	"\x04Disk\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x01 \x01(\x04R\tsizeBytes\x12'\n" +
-	"\x0favailable_bytes\x18\x02 \x01(\x04R\x0eavailableBytes\"\xe7\v\n" +
+	"\x0favailable_bytes\x18\x02 \x01(\x04R\x0eavailableBytes\"\xc6\f\n" +
 	"\x06Status\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x17\n" +
@@ -2251,10 +2412,15 @@ const file_internal_agentapi_agentpb_agent_proto_rawDesc = "" +
 	"\amessage\x18\" \x01(\tR\amessage\x12C\n" +
 	"\x0fshard_endpoints\x18# \x03(\v2\x1a.theseus.agent.v1.EndpointR\x0eshardEndpoints\x12:\n" +
 	"\fcommit_probe\x18$ \x01(\v2\x17.theseus.agent.v1.ProbeR\vcommitProbe\x123\n" +
-	"\x16operator_heard_unix_ms\x18% \x01(\x03R\x13operatorHeardUnixMs\"m\n" +
+	"\x16operator_heard_unix_ms\x18% \x01(\x03R\x13operatorHeardUnixMs\x12\x18\n" +
+	"\aclients\x18& \x01(\rR\aclients\x12+\n" +
+	"\x11open_transactions\x18' \x01(\rR\x10openTransactions\x12\x16\n" +
+	"\x06halted\x18( \x01(\tR\x06halted\"\xa5\x01\n" +
 	"\fWatchRequest\x12\x18\n" +
 	"\awatcher\x18\x01 \x01(\tR\awatcher\x12C\n" +
-	"\x0fshard_endpoints\x18\x02 \x03(\v2\x1a.theseus.agent.v1.EndpointR\x0eshardEndpoints\"\x12\n" +
+	"\x0fshard_endpoints\x18\x02 \x03(\v2\x1a.theseus.agent.v1.EndpointR\x0eshardEndpoints\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\"\n" +
+	"\facknowledges\x18\x04 \x01(\bR\facknowledges\"\x12\n" +
 	"\x10GetStatusRequest\"\xc4\x02\n" +
 	"\x10BootstrapRequest\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x120\n" +
@@ -2276,14 +2442,16 @@ const file_internal_agentapi_agentpb_agent_proto_rawDesc = "" +
 	"\adiscard\x18\x05 \x01(\bR\adiscard\"F\n" +
 	"\x0ePromiseRequest\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12 \n" +
-	"\vcoordinator\x18\x02 \x01(\tR\vcoordinator\"\xe7\x01\n" +
+	"\vcoordinator\x18\x02 \x01(\tR\vcoordinator\"\x88\x02\n" +
 	"\fPromiseReply\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x124\n" +
 	"\aflushed\x18\x02 \x01(\v2\x1a.theseus.agent.v1.PositionR\aflushed\x12E\n" +
 	"\x0etimeline_terms\x18\x03 \x03(\v2\x1e.theseus.agent.v1.TimelineTermR\rtimelineTerms\x12\x1f\n" +
 	"\vwas_primary\x18\x04 \x01(\bR\n" +
 	"wasPrimary\x12%\n" +
-	"\x0eclean_shutdown\x18\x05 \x01(\bR\rcleanShutdown\"X\n" +
+	"\x0eclean_shutdown\x18\x05 \x01(\bR\rcleanShutdown\x12\x1f\n" +
+	"\vlower_bound\x18\x06 \x01(\bR\n" +
+	"lowerBound\"X\n" +
 	"\x10ConfigureRequest\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x120\n" +
 	"\x06cohort\x18\x02 \x01(\v2\x18.theseus.agent.v1.CohortR\x06cohort\"x\n" +
@@ -2309,10 +2477,16 @@ const file_internal_agentapi_agentpb_agent_proto_rawDesc = "" +
 	"\fDrainRequest\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x02 \x01(\x03R\ttimeoutMs\"9\n" +
+	"timeout_ms\x18\x02 \x01(\x03R\ttimeoutMs\"d\n" +
 	"\n" +
 	"DrainReply\x12+\n" +
-	"\x11open_transactions\x18\x01 \x01(\rR\x10openTransactions\"$\n" +
+	"\x11open_transactions\x18\x01 \x01(\rR\x10openTransactions\x12)\n" +
+	"\x10gateways_pending\x18\x02 \x01(\rR\x0fgatewaysPending\"T\n" +
+	"\x12AcknowledgeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x16\n" +
+	"\x06paused\x18\x03 \x01(\bR\x06paused\"\x12\n" +
+	"\x10AcknowledgeReply\"$\n" +
 	"\x0eUndrainRequest\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\"`\n" +
 	"\rDemoteRequest\x12\x12\n" +
@@ -2345,7 +2519,7 @@ const file_internal_agentapi_agentpb_agent_proto_rawDesc = "" +
 	"\aSEEDING\x10\x02\x12\v\n" +
 	"\aSTANDBY\x10\x03\x12\v\n" +
 	"\aPRIMARY\x10\x04\x12\v\n" +
-	"\aSTOPPED\x10\x052\xf8\b\n" +
+	"\aSTOPPED\x10\x052\xd1\t\n" +
 	"\x05Agent\x12C\n" +
 	"\x05Watch\x12\x1e.theseus.agent.v1.WatchRequest\x1a\x18.theseus.agent.v1.Status0\x01\x12I\n" +
 	"\tGetStatus\x12\".theseus.agent.v1.GetStatusRequest\x1a\x18.theseus.agent.v1.Status\x12O\n" +
@@ -2358,7 +2532,8 @@ const file_internal_agentapi_agentpb_agent_proto_rawDesc = "" +
 	"\x06Follow\x12\x1f.theseus.agent.v1.FollowRequest\x1a\x1d.theseus.agent.v1.FollowReply\x12Q\n" +
 	"\n" +
 	"Checkpoint\x12#.theseus.agent.v1.CheckpointRequest\x1a\x1e.theseus.agent.v1.CommandReply\x12E\n" +
-	"\x05Drain\x12\x1e.theseus.agent.v1.DrainRequest\x1a\x1c.theseus.agent.v1.DrainReply\x12K\n" +
+	"\x05Drain\x12\x1e.theseus.agent.v1.DrainRequest\x1a\x1c.theseus.agent.v1.DrainReply\x12W\n" +
+	"\vAcknowledge\x12$.theseus.agent.v1.AcknowledgeRequest\x1a\".theseus.agent.v1.AcknowledgeReply\x12K\n" +
 	"\aUndrain\x12 .theseus.agent.v1.UndrainRequest\x1a\x1e.theseus.agent.v1.CommandReply\x12I\n" +
 	"\x06Demote\x12\x1f.theseus.agent.v1.DemoteRequest\x1a\x1e.theseus.agent.v1.PromiseReply\x12K\n" +
 	"\aTestify\x12 .theseus.agent.v1.TestifyRequest\x1a\x1e.theseus.agent.v1.TestifyReply\x12B\n" +
@@ -2377,41 +2552,43 @@ func file_internal_agentapi_agentpb_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_agentapi_agentpb_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_internal_agentapi_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_internal_agentapi_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_internal_agentapi_agentpb_agent_proto_goTypes = []any{
-	(Role)(0),                 // 0: theseus.agent.v1.Role
-	(*Position)(nil),          // 1: theseus.agent.v1.Position
-	(*Cohort)(nil),            // 2: theseus.agent.v1.Cohort
-	(*TimelineTerm)(nil),      // 3: theseus.agent.v1.TimelineTerm
-	(*Endpoint)(nil),          // 4: theseus.agent.v1.Endpoint
-	(*ReplicationPeer)(nil),   // 5: theseus.agent.v1.ReplicationPeer
-	(*Receiver)(nil),          // 6: theseus.agent.v1.Receiver
-	(*Probe)(nil),             // 7: theseus.agent.v1.Probe
-	(*Disk)(nil),              // 8: theseus.agent.v1.Disk
-	(*Status)(nil),            // 9: theseus.agent.v1.Status
-	(*WatchRequest)(nil),      // 10: theseus.agent.v1.WatchRequest
-	(*GetStatusRequest)(nil),  // 11: theseus.agent.v1.GetStatusRequest
-	(*BootstrapRequest)(nil),  // 12: theseus.agent.v1.BootstrapRequest
-	(*SeedRequest)(nil),       // 13: theseus.agent.v1.SeedRequest
-	(*PromiseRequest)(nil),    // 14: theseus.agent.v1.PromiseRequest
-	(*PromiseReply)(nil),      // 15: theseus.agent.v1.PromiseReply
-	(*ConfigureRequest)(nil),  // 16: theseus.agent.v1.ConfigureRequest
-	(*PromoteRequest)(nil),    // 17: theseus.agent.v1.PromoteRequest
-	(*EstablishRequest)(nil),  // 18: theseus.agent.v1.EstablishRequest
-	(*FollowRequest)(nil),     // 19: theseus.agent.v1.FollowRequest
-	(*FollowReply)(nil),       // 20: theseus.agent.v1.FollowReply
-	(*CheckpointRequest)(nil), // 21: theseus.agent.v1.CheckpointRequest
-	(*DrainRequest)(nil),      // 22: theseus.agent.v1.DrainRequest
-	(*DrainReply)(nil),        // 23: theseus.agent.v1.DrainReply
-	(*UndrainRequest)(nil),    // 24: theseus.agent.v1.UndrainRequest
-	(*DemoteRequest)(nil),     // 25: theseus.agent.v1.DemoteRequest
-	(*TestifyRequest)(nil),    // 26: theseus.agent.v1.TestifyRequest
-	(*TestifyReply)(nil),      // 27: theseus.agent.v1.TestifyReply
-	(*DumpRequest)(nil),       // 28: theseus.agent.v1.DumpRequest
-	(*DumpReply)(nil),         // 29: theseus.agent.v1.DumpReply
-	(*CommandReply)(nil),      // 30: theseus.agent.v1.CommandReply
-	nil,                       // 31: theseus.agent.v1.BootstrapRequest.ParametersEntry
-	nil,                       // 32: theseus.agent.v1.DumpReply.FilesEntry
+	(Role)(0),                  // 0: theseus.agent.v1.Role
+	(*Position)(nil),           // 1: theseus.agent.v1.Position
+	(*Cohort)(nil),             // 2: theseus.agent.v1.Cohort
+	(*TimelineTerm)(nil),       // 3: theseus.agent.v1.TimelineTerm
+	(*Endpoint)(nil),           // 4: theseus.agent.v1.Endpoint
+	(*ReplicationPeer)(nil),    // 5: theseus.agent.v1.ReplicationPeer
+	(*Receiver)(nil),           // 6: theseus.agent.v1.Receiver
+	(*Probe)(nil),              // 7: theseus.agent.v1.Probe
+	(*Disk)(nil),               // 8: theseus.agent.v1.Disk
+	(*Status)(nil),             // 9: theseus.agent.v1.Status
+	(*WatchRequest)(nil),       // 10: theseus.agent.v1.WatchRequest
+	(*GetStatusRequest)(nil),   // 11: theseus.agent.v1.GetStatusRequest
+	(*BootstrapRequest)(nil),   // 12: theseus.agent.v1.BootstrapRequest
+	(*SeedRequest)(nil),        // 13: theseus.agent.v1.SeedRequest
+	(*PromiseRequest)(nil),     // 14: theseus.agent.v1.PromiseRequest
+	(*PromiseReply)(nil),       // 15: theseus.agent.v1.PromiseReply
+	(*ConfigureRequest)(nil),   // 16: theseus.agent.v1.ConfigureRequest
+	(*PromoteRequest)(nil),     // 17: theseus.agent.v1.PromoteRequest
+	(*EstablishRequest)(nil),   // 18: theseus.agent.v1.EstablishRequest
+	(*FollowRequest)(nil),      // 19: theseus.agent.v1.FollowRequest
+	(*FollowReply)(nil),        // 20: theseus.agent.v1.FollowReply
+	(*CheckpointRequest)(nil),  // 21: theseus.agent.v1.CheckpointRequest
+	(*DrainRequest)(nil),       // 22: theseus.agent.v1.DrainRequest
+	(*DrainReply)(nil),         // 23: theseus.agent.v1.DrainReply
+	(*AcknowledgeRequest)(nil), // 24: theseus.agent.v1.AcknowledgeRequest
+	(*AcknowledgeReply)(nil),   // 25: theseus.agent.v1.AcknowledgeReply
+	(*UndrainRequest)(nil),     // 26: theseus.agent.v1.UndrainRequest
+	(*DemoteRequest)(nil),      // 27: theseus.agent.v1.DemoteRequest
+	(*TestifyRequest)(nil),     // 28: theseus.agent.v1.TestifyRequest
+	(*TestifyReply)(nil),       // 29: theseus.agent.v1.TestifyReply
+	(*DumpRequest)(nil),        // 30: theseus.agent.v1.DumpRequest
+	(*DumpReply)(nil),          // 31: theseus.agent.v1.DumpReply
+	(*CommandReply)(nil),       // 32: theseus.agent.v1.CommandReply
+	nil,                        // 33: theseus.agent.v1.BootstrapRequest.ParametersEntry
+	nil,                        // 34: theseus.agent.v1.DumpReply.FilesEntry
 }
 var file_internal_agentapi_agentpb_agent_proto_depIdxs = []int32{
 	4,  // 0: theseus.agent.v1.Status.endpoint:type_name -> theseus.agent.v1.Endpoint
@@ -2429,7 +2606,7 @@ var file_internal_agentapi_agentpb_agent_proto_depIdxs = []int32{
 	7,  // 12: theseus.agent.v1.Status.commit_probe:type_name -> theseus.agent.v1.Probe
 	4,  // 13: theseus.agent.v1.WatchRequest.shard_endpoints:type_name -> theseus.agent.v1.Endpoint
 	2,  // 14: theseus.agent.v1.BootstrapRequest.cohort:type_name -> theseus.agent.v1.Cohort
-	31, // 15: theseus.agent.v1.BootstrapRequest.parameters:type_name -> theseus.agent.v1.BootstrapRequest.ParametersEntry
+	33, // 15: theseus.agent.v1.BootstrapRequest.parameters:type_name -> theseus.agent.v1.BootstrapRequest.ParametersEntry
 	4,  // 16: theseus.agent.v1.SeedRequest.source:type_name -> theseus.agent.v1.Endpoint
 	4,  // 17: theseus.agent.v1.SeedRequest.primary:type_name -> theseus.agent.v1.Endpoint
 	3,  // 18: theseus.agent.v1.SeedRequest.timeline_terms:type_name -> theseus.agent.v1.TimelineTerm
@@ -2441,7 +2618,7 @@ var file_internal_agentapi_agentpb_agent_proto_depIdxs = []int32{
 	3,  // 24: theseus.agent.v1.FollowRequest.timeline_terms:type_name -> theseus.agent.v1.TimelineTerm
 	6,  // 25: theseus.agent.v1.TestifyReply.receiver:type_name -> theseus.agent.v1.Receiver
 	0,  // 26: theseus.agent.v1.TestifyReply.role:type_name -> theseus.agent.v1.Role
-	32, // 27: theseus.agent.v1.DumpReply.files:type_name -> theseus.agent.v1.DumpReply.FilesEntry
+	34, // 27: theseus.agent.v1.DumpReply.files:type_name -> theseus.agent.v1.DumpReply.FilesEntry
 	9,  // 28: theseus.agent.v1.CommandReply.status:type_name -> theseus.agent.v1.Status
 	10, // 29: theseus.agent.v1.Agent.Watch:input_type -> theseus.agent.v1.WatchRequest
 	11, // 30: theseus.agent.v1.Agent.GetStatus:input_type -> theseus.agent.v1.GetStatusRequest
@@ -2454,27 +2631,29 @@ var file_internal_agentapi_agentpb_agent_proto_depIdxs = []int32{
 	19, // 37: theseus.agent.v1.Agent.Follow:input_type -> theseus.agent.v1.FollowRequest
 	21, // 38: theseus.agent.v1.Agent.Checkpoint:input_type -> theseus.agent.v1.CheckpointRequest
 	22, // 39: theseus.agent.v1.Agent.Drain:input_type -> theseus.agent.v1.DrainRequest
-	24, // 40: theseus.agent.v1.Agent.Undrain:input_type -> theseus.agent.v1.UndrainRequest
-	25, // 41: theseus.agent.v1.Agent.Demote:input_type -> theseus.agent.v1.DemoteRequest
-	26, // 42: theseus.agent.v1.Agent.Testify:input_type -> theseus.agent.v1.TestifyRequest
-	28, // 43: theseus.agent.v1.Agent.Dump:input_type -> theseus.agent.v1.DumpRequest
-	9,  // 44: theseus.agent.v1.Agent.Watch:output_type -> theseus.agent.v1.Status
-	9,  // 45: theseus.agent.v1.Agent.GetStatus:output_type -> theseus.agent.v1.Status
-	30, // 46: theseus.agent.v1.Agent.Bootstrap:output_type -> theseus.agent.v1.CommandReply
-	30, // 47: theseus.agent.v1.Agent.Seed:output_type -> theseus.agent.v1.CommandReply
-	15, // 48: theseus.agent.v1.Agent.Promise:output_type -> theseus.agent.v1.PromiseReply
-	30, // 49: theseus.agent.v1.Agent.Configure:output_type -> theseus.agent.v1.CommandReply
-	30, // 50: theseus.agent.v1.Agent.Promote:output_type -> theseus.agent.v1.CommandReply
-	30, // 51: theseus.agent.v1.Agent.Establish:output_type -> theseus.agent.v1.CommandReply
-	20, // 52: theseus.agent.v1.Agent.Follow:output_type -> theseus.agent.v1.FollowReply
-	30, // 53: theseus.agent.v1.Agent.Checkpoint:output_type -> theseus.agent.v1.CommandReply
-	23, // 54: theseus.agent.v1.Agent.Drain:output_type -> theseus.agent.v1.DrainReply
-	30, // 55: theseus.agent.v1.Agent.Undrain:output_type -> theseus.agent.v1.CommandReply
-	15, // 56: theseus.agent.v1.Agent.Demote:output_type -> theseus.agent.v1.PromiseReply
-	27, // 57: theseus.agent.v1.Agent.Testify:output_type -> theseus.agent.v1.TestifyReply
-	29, // 58: theseus.agent.v1.Agent.Dump:output_type -> theseus.agent.v1.DumpReply
-	44, // [44:59] is the sub-list for method output_type
-	29, // [29:44] is the sub-list for method input_type
+	24, // 40: theseus.agent.v1.Agent.Acknowledge:input_type -> theseus.agent.v1.AcknowledgeRequest
+	26, // 41: theseus.agent.v1.Agent.Undrain:input_type -> theseus.agent.v1.UndrainRequest
+	27, // 42: theseus.agent.v1.Agent.Demote:input_type -> theseus.agent.v1.DemoteRequest
+	28, // 43: theseus.agent.v1.Agent.Testify:input_type -> theseus.agent.v1.TestifyRequest
+	30, // 44: theseus.agent.v1.Agent.Dump:input_type -> theseus.agent.v1.DumpRequest
+	9,  // 45: theseus.agent.v1.Agent.Watch:output_type -> theseus.agent.v1.Status
+	9,  // 46: theseus.agent.v1.Agent.GetStatus:output_type -> theseus.agent.v1.Status
+	32, // 47: theseus.agent.v1.Agent.Bootstrap:output_type -> theseus.agent.v1.CommandReply
+	32, // 48: theseus.agent.v1.Agent.Seed:output_type -> theseus.agent.v1.CommandReply
+	15, // 49: theseus.agent.v1.Agent.Promise:output_type -> theseus.agent.v1.PromiseReply
+	32, // 50: theseus.agent.v1.Agent.Configure:output_type -> theseus.agent.v1.CommandReply
+	32, // 51: theseus.agent.v1.Agent.Promote:output_type -> theseus.agent.v1.CommandReply
+	32, // 52: theseus.agent.v1.Agent.Establish:output_type -> theseus.agent.v1.CommandReply
+	20, // 53: theseus.agent.v1.Agent.Follow:output_type -> theseus.agent.v1.FollowReply
+	32, // 54: theseus.agent.v1.Agent.Checkpoint:output_type -> theseus.agent.v1.CommandReply
+	23, // 55: theseus.agent.v1.Agent.Drain:output_type -> theseus.agent.v1.DrainReply
+	25, // 56: theseus.agent.v1.Agent.Acknowledge:output_type -> theseus.agent.v1.AcknowledgeReply
+	32, // 57: theseus.agent.v1.Agent.Undrain:output_type -> theseus.agent.v1.CommandReply
+	15, // 58: theseus.agent.v1.Agent.Demote:output_type -> theseus.agent.v1.PromiseReply
+	29, // 59: theseus.agent.v1.Agent.Testify:output_type -> theseus.agent.v1.TestifyReply
+	31, // 60: theseus.agent.v1.Agent.Dump:output_type -> theseus.agent.v1.DumpReply
+	45, // [45:61] is the sub-list for method output_type
+	29, // [29:45] is the sub-list for method input_type
 	29, // [29:29] is the sub-list for extension type_name
 	29, // [29:29] is the sub-list for extension extendee
 	0,  // [0:29] is the sub-list for field type_name
@@ -2491,7 +2670,7 @@ func file_internal_agentapi_agentpb_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_agentapi_agentpb_agent_proto_rawDesc), len(file_internal_agentapi_agentpb_agent_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   32,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

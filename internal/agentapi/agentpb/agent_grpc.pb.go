@@ -25,21 +25,22 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Agent_Watch_FullMethodName      = "/theseus.agent.v1.Agent/Watch"
-	Agent_GetStatus_FullMethodName  = "/theseus.agent.v1.Agent/GetStatus"
-	Agent_Bootstrap_FullMethodName  = "/theseus.agent.v1.Agent/Bootstrap"
-	Agent_Seed_FullMethodName       = "/theseus.agent.v1.Agent/Seed"
-	Agent_Promise_FullMethodName    = "/theseus.agent.v1.Agent/Promise"
-	Agent_Configure_FullMethodName  = "/theseus.agent.v1.Agent/Configure"
-	Agent_Promote_FullMethodName    = "/theseus.agent.v1.Agent/Promote"
-	Agent_Establish_FullMethodName  = "/theseus.agent.v1.Agent/Establish"
-	Agent_Follow_FullMethodName     = "/theseus.agent.v1.Agent/Follow"
-	Agent_Checkpoint_FullMethodName = "/theseus.agent.v1.Agent/Checkpoint"
-	Agent_Drain_FullMethodName      = "/theseus.agent.v1.Agent/Drain"
-	Agent_Undrain_FullMethodName    = "/theseus.agent.v1.Agent/Undrain"
-	Agent_Demote_FullMethodName     = "/theseus.agent.v1.Agent/Demote"
-	Agent_Testify_FullMethodName    = "/theseus.agent.v1.Agent/Testify"
-	Agent_Dump_FullMethodName       = "/theseus.agent.v1.Agent/Dump"
+	Agent_Watch_FullMethodName       = "/theseus.agent.v1.Agent/Watch"
+	Agent_GetStatus_FullMethodName   = "/theseus.agent.v1.Agent/GetStatus"
+	Agent_Bootstrap_FullMethodName   = "/theseus.agent.v1.Agent/Bootstrap"
+	Agent_Seed_FullMethodName        = "/theseus.agent.v1.Agent/Seed"
+	Agent_Promise_FullMethodName     = "/theseus.agent.v1.Agent/Promise"
+	Agent_Configure_FullMethodName   = "/theseus.agent.v1.Agent/Configure"
+	Agent_Promote_FullMethodName     = "/theseus.agent.v1.Agent/Promote"
+	Agent_Establish_FullMethodName   = "/theseus.agent.v1.Agent/Establish"
+	Agent_Follow_FullMethodName      = "/theseus.agent.v1.Agent/Follow"
+	Agent_Checkpoint_FullMethodName  = "/theseus.agent.v1.Agent/Checkpoint"
+	Agent_Drain_FullMethodName       = "/theseus.agent.v1.Agent/Drain"
+	Agent_Acknowledge_FullMethodName = "/theseus.agent.v1.Agent/Acknowledge"
+	Agent_Undrain_FullMethodName     = "/theseus.agent.v1.Agent/Undrain"
+	Agent_Demote_FullMethodName      = "/theseus.agent.v1.Agent/Demote"
+	Agent_Testify_FullMethodName     = "/theseus.agent.v1.Agent/Testify"
+	Agent_Dump_FullMethodName        = "/theseus.agent.v1.Agent/Dump"
 )
 
 // AgentClient is the client API for Agent service.
@@ -74,6 +75,9 @@ type AgentClient interface {
 	// Drain announces draining in the status, so that gateways pause; waits up to timeout_ms for open transactions
 	// of clients to finish; then answers how many are left.
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainReply, error)
+	// Acknowledge is how a gateway that watches with acknowledges set says that it has paused (after draining was
+	// announced) and lets no transaction through. Drain waits for it.
+	Acknowledge(ctx context.Context, in *AcknowledgeRequest, opts ...grpc.CallOption) (*AcknowledgeReply, error)
 	// Undrain takes Drain back: the primary serves again in its old term.
 	Undrain(ctx context.Context, in *UndrainRequest, opts ...grpc.CallOption) (*CommandReply, error)
 	// Demote persists the term and stops PostgreSQL (fast: all WAL shipped to connected standbys; immediate: now).
@@ -213,6 +217,16 @@ func (c *agentClient) Drain(ctx context.Context, in *DrainRequest, opts ...grpc.
 	return out, nil
 }
 
+func (c *agentClient) Acknowledge(ctx context.Context, in *AcknowledgeRequest, opts ...grpc.CallOption) (*AcknowledgeReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AcknowledgeReply)
+	err := c.cc.Invoke(ctx, Agent_Acknowledge_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *agentClient) Undrain(ctx context.Context, in *UndrainRequest, opts ...grpc.CallOption) (*CommandReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CommandReply)
@@ -285,6 +299,9 @@ type AgentServer interface {
 	// Drain announces draining in the status, so that gateways pause; waits up to timeout_ms for open transactions
 	// of clients to finish; then answers how many are left.
 	Drain(context.Context, *DrainRequest) (*DrainReply, error)
+	// Acknowledge is how a gateway that watches with acknowledges set says that it has paused (after draining was
+	// announced) and lets no transaction through. Drain waits for it.
+	Acknowledge(context.Context, *AcknowledgeRequest) (*AcknowledgeReply, error)
 	// Undrain takes Drain back: the primary serves again in its old term.
 	Undrain(context.Context, *UndrainRequest) (*CommandReply, error)
 	// Demote persists the term and stops PostgreSQL (fast: all WAL shipped to connected standbys; immediate: now).
@@ -337,6 +354,9 @@ func (UnimplementedAgentServer) Checkpoint(context.Context, *CheckpointRequest) 
 }
 func (UnimplementedAgentServer) Drain(context.Context, *DrainRequest) (*DrainReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Drain not implemented")
+}
+func (UnimplementedAgentServer) Acknowledge(context.Context, *AcknowledgeRequest) (*AcknowledgeReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Acknowledge not implemented")
 }
 func (UnimplementedAgentServer) Undrain(context.Context, *UndrainRequest) (*CommandReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Undrain not implemented")
@@ -562,6 +582,24 @@ func _Agent_Drain_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Agent_Acknowledge_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AcknowledgeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).Acknowledge(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_Acknowledge_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).Acknowledge(ctx, req.(*AcknowledgeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Agent_Undrain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(UndrainRequest)
 	if err := dec(in); err != nil {
@@ -680,6 +718,10 @@ var Agent_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Drain",
 			Handler:    _Agent_Drain_Handler,
+		},
+		{
+			MethodName: "Acknowledge",
+			Handler:    _Agent_Acknowledge_Handler,
 		},
 		{
 			MethodName: "Undrain",

@@ -1,0 +1,278 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"k8s.io/utils/clock"
+
+	"theseus.dev/theseus/internal/agentapi"
+	"theseus.dev/theseus/internal/agentapi/agentpb"
+	"theseus.dev/theseus/internal/postgres"
+	"theseus.dev/theseus/internal/quorum"
+)
+
+// Agent is the process. Run it once.
+type Agent struct {
+	agentpb.UnimplementedAgentServer
+
+	conf  Config
+	log   *slog.Logger
+	clock clock.WithTickerAndDelayedExecution
+	id    agentapi.Identity
+	pg    *postgres.Server
+	procs *postgres.Processes
+	logs  *postgres.Logs
+	store *Store
+	boot  string
+
+	commands commands
+	probes   probes
+
+	// persisting orders changes of the state; mu is never held while a disk is touched.
+	persisting chan struct{}
+
+	mu    sync.Mutex
+	state State
+	live  live
+
+	hub  hub
+	kick chan struct{} // asks the observer to look at once
+	wake chan struct{} // asks the supervisor to look at once
+
+	operators operators
+	loop      atomic.Int64 // unix ms at which the supervisor last went round
+}
+
+// live is what the agent knows and need not remember.
+type live struct {
+	role        agentpb.Role
+	established bool
+	draining    bool
+	exit        string
+	message     string
+	started     time.Time
+	cohort      *quorum.Cohort
+	obs         postgres.Observation
+	obsAt       time.Time
+	heard       map[string]heard // by standby
+	seed        *seeding
+	restarts    backoff
+	diskFree    [2]uint64 // size, available
+	stopping    bool
+	control     postgres.Control // last read, for evidence and the system identifier
+	lastFlushed postgres.Position
+}
+
+// New makes an agent of its configuration. stdout gets both logs.
+func New(conf Config, log *slog.Logger, stdout io.Writer) (*Agent, error) {
+	conf.Defaults()
+	if err := conf.Validate(); err != nil {
+		return nil, err
+	}
+	id, err := agentapi.NewFileIdentity(conf.TLSDir)
+	if err != nil {
+		return nil, err
+	}
+	store, err := NewStore(conf.stateDir())
+	if err != nil {
+		return nil, err
+	}
+	state, err := store.Load()
+	if err != nil {
+		return nil, err
+	}
+	var boot [8]byte
+	_, _ = rand.Read(boot[:])
+	a := &Agent{
+		conf: conf, log: log, clock: clock.RealClock{}, id: id, store: store, state: state, boot: hex.EncodeToString(boot[:]),
+		persisting: make(chan struct{}, 1), kick: make(chan struct{}, 1), wake: make(chan struct{}, 1),
+		procs: postgres.NewProcesses(),
+	}
+	a.live.heard = map[string]heard{}
+	a.logs = postgres.NewLogs(stdout, "postgres: ", a.logLine)
+	a.pg = postgres.NewServer(a.serverConfig(), a.procs, a.logs, log)
+	return a, nil
+}
+
+func (a *Agent) serverConfig() postgres.Config {
+	return postgres.Config{
+		Bin: a.conf.Bin, Data: a.conf.pgdata(), Run: a.conf.RunDir, Instance: a.conf.Instance,
+		Listen: a.conf.Listen, Port: a.conf.PostgresPort,
+		AgentCN:    agentapi.CommonName(agentapi.RoleAgent, a.conf.Shard),
+		GatewayCN:  agentapi.CommonName(agentapi.RoleGateway, a.conf.Shard),
+		ServerName: agentapi.ServerName(a.conf.Shard), MemoryLimit: a.conf.MemoryLimit,
+		Parameters: mergeParameters(a.state.Parameters, a.conf.Parameters),
+	}
+}
+
+func mergeParameters(base, over map[string]string) map[string]string {
+	out := map[string]string{}
+	for k, v := range base {
+		out[k] = v
+	}
+	for k, v := range over {
+		out[k] = v
+	}
+	return out
+}
+
+// Run serves until ctx ends, then stops PostgreSQL within StopTimeout and returns.
+func (a *Agent) Run(ctx context.Context) error {
+	if err := os.MkdirAll(a.conf.RunDir, 0o700); err != nil {
+		return err
+	}
+	if err := a.pg.InstallTLS(a.conf.TLSDir); err != nil {
+		return err
+	}
+	a.initialRole()
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	server, err := a.listen(background)
+	if err != nil {
+		return err
+	}
+	for _, run := range []func(context.Context){a.procs.Reap, a.supervise, a.observe, a.runProbes, a.watchTLS, a.heartbeat} {
+		go run(background)
+	}
+	a.log.Info("agent started", "shard", a.conf.Shard.String(), "instance", a.conf.Instance, "term", a.state.Term, "role", a.live.role.String())
+	<-ctx.Done()
+	a.shutdown()
+	server.Stop()
+	return nil
+}
+
+func (a *Agent) initialRole() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.live.role = agentpb.Role_STOPPED
+	if !a.pg.Initialised() || a.state.Bootstrapping {
+		a.live.role = agentpb.Role_EMPTY
+		a.live.message = "waiting for Bootstrap or Seed"
+	}
+	if a.state.Rewinding {
+		a.state.Diverged = "a rewind was interrupted"
+	}
+	if a.state.Primary != nil {
+		c := a.state.Primary.Cohort
+		a.live.cohort = &c
+	}
+}
+
+func (a *Agent) listen(ctx context.Context) (*grpc.Server, error) {
+	auth := &agentapi.Authorizer{Instance: a.conf.Instance, Heard: a.heardFrom}
+	server := grpc.NewServer(agentapi.ServerOptions(a.id, a.conf.Shard, auth)...)
+	agentpb.RegisterAgentServer(server, a)
+	listener, err := net.Listen("tcp", net.JoinHostPort(a.conf.Listen, strconv.Itoa(a.conf.AgentPort)))
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		if err := server.Serve(listener); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+			a.log.Error("agent API ended", "error", err)
+		}
+	}()
+	return server, a.serveHealth(ctx)
+}
+
+// shutdown is a bounded fast stop. New commands are refused from here on.
+func (a *Agent) shutdown() {
+	a.log.Info("stopping", "timeout", a.conf.StopTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), a.conf.StopTimeout)
+	defer cancel()
+	_, done, err := a.commands.begin(ctx, ^uint64(0), "shutdown")
+	if err == nil {
+		defer done()
+	}
+	a.mu.Lock()
+	a.live.stopping, a.live.draining = true, a.live.role == agentpb.Role_PRIMARY
+	a.mu.Unlock()
+	a.publish()
+	if clean, err := a.pg.Stop(ctx, postgres.Fast); err != nil {
+		a.log.Error("PostgreSQL did not stop", "error", err)
+	} else {
+		a.log.Info("PostgreSQL stopped", "clean", clean)
+	}
+	a.mu.Lock()
+	a.live.role, a.live.established = agentpb.Role_STOPPED, false
+	a.mu.Unlock()
+	a.publish()
+}
+
+// now is the time by the injected clock.
+func (a *Agent) now() time.Time { return a.clock.Now() }
+
+// snapshot is a copy of the persisted state.
+func (a *Agent) snapshot() State {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.state.clone()
+}
+
+// persistTimeout bounds a write of the state: on a stalled volume a promise is refused, not awaited.
+const persistTimeout = 2 * time.Second
+
+// update changes the state: change works on a copy, which becomes the state once it is on the device. An error of change
+// is passed on and nothing is written. An unchanged state is not written.
+func (a *Agent) update(ctx context.Context, change func(*State) error) error {
+	ctx, cancel := context.WithTimeout(ctx, persistTimeout)
+	defer cancel()
+	select {
+	case a.persisting <- struct{}{}:
+		defer func() { <-a.persisting }()
+	case <-ctx.Done():
+		return fmt.Errorf("state: another change hangs: %w", context.Cause(ctx))
+	}
+	old := a.snapshot()
+	next := old.clone()
+	if err := change(&next); err != nil {
+		return err
+	}
+	if equalState(old, next) {
+		return nil
+	}
+	if err := a.store.Save(ctx, next); err != nil {
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	a.mu.Lock()
+	a.state = next
+	a.mu.Unlock()
+	return nil
+}
+
+// lookAgain asks the observer to look now.
+func (a *Agent) lookAgain() {
+	select {
+	case a.kick <- struct{}{}:
+	default:
+	}
+}
+
+// reconsider asks the supervisor to look now.
+func (a *Agent) reconsider() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// say sets the message for people.
+func (a *Agent) say(format string, args ...any) {
+	a.mu.Lock()
+	a.live.message = fmt.Sprintf(format, args...)
+	a.mu.Unlock()
+}

@@ -1,0 +1,88 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	"theseus.dev/theseus/internal/agentapi/agentpb"
+)
+
+const (
+	// settle is how long no transaction must have been open before a drain counts as done when some gateway does not
+	// say itself that it has paused: longer than the announcement takes to arrive and to be obeyed.
+	settle = 30 * time.Millisecond
+	// drainLook is the time between two looks.
+	drainLook = 3 * time.Millisecond
+)
+
+// Drain implements the RPC. Sessions that still have a transaction open at the end are terminated: never cancelled,
+// because cancelling one that waits for acknowledgement would tell its client that it was committed.
+func (a *Agent) Drain(ctx context.Context, req *agentpb.DrainRequest) (*agentpb.DrainReply, error) {
+	st := a.snapshot()
+	if err := st.leads(req.GetTerm()); err != nil {
+		return nil, err
+	}
+	a.hub.forgetPauses()
+	a.mu.Lock()
+	a.live.draining = a.live.role == agentpb.Role_PRIMARY
+	a.mu.Unlock()
+	a.publish()
+	limit, cancel := context.WithTimeout(ctx, time.Duration(req.GetTimeoutMs())*time.Millisecond)
+	defer cancel()
+	pending, err := a.awaitQuiet(limit, req.GetTerm())
+	if err != nil {
+		return nil, failed(err)
+	}
+	if limit.Err() == nil {
+		return &agentpb.DrainReply{}, nil
+	}
+	// The call's own deadline may be the same as the drain's.
+	end, cancelEnd := context.WithTimeout(context.WithoutCancel(ctx), 500*time.Millisecond)
+	defer cancelEnd()
+	open, err := a.pg.TerminateOpen(end)
+	return &agentpb.DrainReply{OpenTransactions: uint32(open), GatewaysPending: uint32(pending)}, failed(err)
+}
+
+// awaitQuiet waits until gateways have paused and no client has a transaction open, or limit ends.
+func (a *Agent) awaitQuiet(limit context.Context, term uint64) (pending int, err error) {
+	counter, err := a.pg.CountOpen(limit)
+	if err != nil {
+		return 0, err
+	}
+	defer counter.Close()
+	var quietSince time.Time
+	for limit.Err() == nil {
+		pending = a.hub.pending(term)
+		open, err := counter.Count(limit)
+		if err != nil && limit.Err() == nil {
+			return pending, err
+		}
+		now := time.Now()
+		switch {
+		case open > 0 || pending > 0:
+			quietSince = time.Time{}
+		case quietSince.IsZero():
+			quietSince = now
+		}
+		if !quietSince.IsZero() && (a.hub.allAcknowledge() || now.Sub(quietSince) >= settle) {
+			return 0, nil
+		}
+		select {
+		case <-limit.Done():
+		case <-time.After(drainLook):
+		}
+	}
+	return pending, nil
+}
+
+// Undrain implements the RPC.
+func (a *Agent) Undrain(_ context.Context, req *agentpb.UndrainRequest) (*agentpb.CommandReply, error) {
+	st := a.snapshot()
+	if err := st.leads(req.GetTerm()); err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	a.live.draining = false
+	a.mu.Unlock()
+	return a.commandReply(), nil
+}

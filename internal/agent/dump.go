@@ -1,0 +1,48 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"theseus.dev/theseus/internal/agentapi/agentpb"
+)
+
+const (
+	dumpDefault = 1 << 20
+	dumpMost    = 4<<20 - 64<<10 // gRPC's limit for a message, less the rest
+	dumpTimeout = 5 * time.Second
+)
+
+// Dump implements the RPC. What cannot be had in time is replaced by the reason.
+func (a *Agent) Dump(ctx context.Context, req *agentpb.DumpRequest) (*agentpb.DumpReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, dumpTimeout)
+	defer cancel()
+	limit := int(req.GetMaxBytes())
+	if limit <= 0 {
+		limit = dumpDefault
+	}
+	limit = min(limit, dumpMost)
+	files := map[string][]byte{}
+	if st, err := (protojson.MarshalOptions{Multiline: true}).Marshal(a.status()); err == nil {
+		files["status.json"] = st
+	}
+	state := a.snapshot()
+	if data, err := json.MarshalIndent(state, "", "  "); err == nil {
+		files["state.json"] = data
+	}
+	control, err := a.pg.Control(ctx)
+	files["controldata.txt"] = []byte(control.Text)
+	if err != nil {
+		files["controldata.txt"] = []byte(err.Error() + "\n")
+	}
+	for _, data := range files {
+		limit -= len(data)
+	}
+	if limit > 0 {
+		files["postgres.log"] = a.logs.Tail(limit)
+	}
+	return &agentpb.DumpReply{Files: files}, nil
+}

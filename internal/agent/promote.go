@@ -1,0 +1,213 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"theseus.dev/theseus/internal/agentapi"
+	"theseus.dev/theseus/internal/agentapi/agentpb"
+	"theseus.dev/theseus/internal/postgres"
+	"theseus.dev/theseus/internal/quorum"
+)
+
+// Configure implements the RPC.
+func (a *Agent) Configure(ctx context.Context, req *agentpb.ConfigureRequest) (*agentpb.CommandReply, error) {
+	cohort := agentapi.CohortFromPB(req.GetCohort())
+	if cohort == nil || cohort.Primary != a.conf.Instance || cohort.Term != req.GetTerm() {
+		return nil, status.Error(codes.InvalidArgument, "Configure needs a cohort of this term and instance")
+	}
+	ctx, cancel := context.WithTimeout(ctx, quickLimit)
+	defer cancel()
+	ctx, done, err := a.commands.begin(ctx, req.GetTerm(), "Configure")
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	err = a.update(ctx, func(s *State) error {
+		if err := s.leads(req.GetTerm()); err != nil {
+			return err
+		}
+		s.Primary.Cohort = *cohort
+		return nil
+	})
+	if err != nil {
+		return nil, failed(err)
+	}
+	if !a.pg.Running() {
+		return nil, status.Error(codes.Unavailable, "PostgreSQL is down")
+	}
+	if err := a.pg.SetSynchronous(ctx, cohort.Members, cohort.Acks); err != nil {
+		return nil, failed(err)
+	}
+	a.setCohort(cohort)
+	return a.commandReply(), nil
+}
+
+// leads refuses unless this instance is the primary of exactly this term.
+func (s *State) leads(term uint64) error {
+	if err := lowerTerm(s.Term, term); err != nil {
+		return err
+	}
+	if s.Primary == nil || s.Term != term {
+		return refuse("this instance is not the primary of term %d", term)
+	}
+	return nil
+}
+
+func (a *Agent) setCohort(c *quorum.Cohort) {
+	a.mu.Lock()
+	a.live.cohort = c
+	a.mu.Unlock()
+	a.changed()
+}
+
+// Promote implements the RPC. The intent is on the device before the promotion, so that the new timeline is attributed
+// to the right term even if the agent dies between the promotion and writing down what became of it.
+func (a *Agent) Promote(ctx context.Context, req *agentpb.PromoteRequest) (*agentpb.CommandReply, error) {
+	cohort := agentapi.CohortFromPB(req.GetCohort())
+	if req.GetTerm() == 0 || cohort == nil || cohort.Primary != a.conf.Instance || cohort.Term != req.GetTerm() {
+		return nil, status.Error(codes.InvalidArgument, "Promote needs a cohort of this term and instance")
+	}
+	ctx, cancel := context.WithTimeout(ctx, quickLimit)
+	defer cancel()
+	ctx, done, err := a.commands.begin(ctx, req.GetTerm(), "Promote")
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	begun, already := time.Now(), false
+	err = a.update(ctx, func(s *State) error {
+		if err := s.promotable(req.GetTerm()); err != nil {
+			return err
+		}
+		already = s.Primary != nil
+		if !already {
+			s.Term, s.Intent, s.Follow, s.Halted, s.Fenced = req.GetTerm(), req.GetTerm(), nil, "", ""
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, failed(err)
+	}
+	if already && a.isPrimary() {
+		return a.commandReply(), nil
+	}
+	if err := a.promote(ctx, req.GetTerm(), cohort); err != nil {
+		a.say("promotion failed: %v", err)
+		return nil, failed(err)
+	}
+	a.log.Info("promoted", "term", req.GetTerm(), "coordinator", req.GetCoordinator(), "took", time.Since(begun).Round(time.Millisecond))
+	return a.commandReply(), nil
+}
+
+func (s *State) promotable(term uint64) error {
+	if err := lowerTerm(s.Term, term); err != nil {
+		return err
+	}
+	switch {
+	case s.Diverged != "" || s.Rewinding || s.Bootstrapping || s.Halted == "seeding":
+		return refuse("the data directory is not whole")
+	case s.Term == term && s.Follow != nil:
+		return refuse("this instance follows %s in term %d", s.Follow.Instance, term)
+	case s.Primary != nil && s.Term != term:
+		return refuse("this instance leads term %d; demote it first", s.Term)
+	}
+	return nil
+}
+
+func (a *Agent) promote(ctx context.Context, term uint64, cohort *quorum.Cohort) error {
+	if !a.pg.Initialised() {
+		return refuse("there is no data directory")
+	}
+	if !a.pg.Running() {
+		if err := a.start(ctx, postgres.AsStandby, postgres.Runtime{Sync: postgres.Nobody}); err != nil {
+			return err
+		}
+	} else if err := a.pg.StopReceiver(ctx); err != nil {
+		return err
+	}
+	if err := a.pg.SetSynchronous(ctx, cohort.Members, cohort.Acks); err != nil {
+		return err
+	}
+	pos, err := a.pg.Promote(ctx)
+	if err != nil {
+		return err
+	}
+	err = a.update(ctx, func(s *State) error {
+		if s.Timelines == nil {
+			s.Timelines = map[uint32]uint64{}
+		}
+		if known, ok := s.Timelines[pos.Timeline]; ok && known != term {
+			return refuse("timeline %d began in term %d already", pos.Timeline, known)
+		}
+		s.Timelines[pos.Timeline] = term
+		s.Intent, s.Primary = 0, &Primary{Cohort: *cohort}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	a.live.role, a.live.established, a.live.draining, a.live.cohort, a.live.message = agentpb.Role_PRIMARY, false, false, cohort, ""
+	a.live.lastFlushed = pos
+	a.mu.Unlock()
+	a.changed()
+	return nil
+}
+
+// Establish implements the RPC.
+func (a *Agent) Establish(ctx context.Context, req *agentpb.EstablishRequest) (*agentpb.CommandReply, error) {
+	ctx, cancel := context.WithTimeout(ctx, quickLimit)
+	defer cancel()
+	ctx, done, err := a.commands.begin(ctx, req.GetTerm(), "Establish")
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if err := a.establish(ctx, req.GetTerm(), req.GetKind(), req.GetReason()); err != nil {
+		return nil, failed(err)
+	}
+	return a.commandReply(), nil
+}
+
+func (a *Agent) establish(ctx context.Context, term uint64, kind, reason string) error {
+	st := a.snapshot()
+	if err := st.leads(term); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	already := a.live.established
+	a.mu.Unlock()
+	if already {
+		return nil
+	}
+	begun := time.Now()
+	if err := a.pg.Journal(ctx, term, kind, reason); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	// PostgreSQL may have been stopped meanwhile; a new promise would have superseded this command.
+	if a.live.role == agentpb.Role_PRIMARY && a.state.Term == term {
+		a.live.established, a.live.draining = true, false
+	}
+	a.mu.Unlock()
+	a.changed()
+	a.log.Info("established", "term", term, "kind", kind, "reason", reason, "took", time.Since(begun).Round(time.Millisecond))
+	return nil
+}
+
+// Checkpoint implements the RPC.
+func (a *Agent) Checkpoint(ctx context.Context, req *agentpb.CheckpointRequest) (*agentpb.CommandReply, error) {
+	st := a.snapshot()
+	if err := st.leads(req.GetTerm()); err != nil {
+		return nil, err
+	}
+	if err := a.pg.Checkpoint(ctx); err != nil {
+		return nil, failed(err)
+	}
+	a.lookAgain()
+	return a.commandReply(), nil
+}
