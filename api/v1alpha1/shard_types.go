@@ -15,6 +15,9 @@ type ShardSpec struct {
 	Template DatabaseSpec `json:"template"`
 	// Image of the instances and gateways, resolved from the Database or the operator's default.
 	Image string `json:"image"`
+	// GatewayImage of the gateways, when it is not Image: older majors' images have no PgBouncer that is new enough.
+	// +optional
+	GatewayImage string `json:"gatewayImage,omitempty"`
 }
 
 // CohortStatus is one recorded cohort: a commit is acknowledged once Primary and Acks of Members flushed it.

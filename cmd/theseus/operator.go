@@ -1,0 +1,98 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
+	"k8s.io/utils/ptr"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"theseus.dev/theseus/internal/controller"
+)
+
+func init() { commands = append(commands, newOperator) }
+
+// operatorFlags are what the operator can be told.
+type operatorFlags struct {
+	controller.Options
+	namespaces      []string
+	metricsAddress  string
+	healthAddress   string
+	logLevel        string
+	leaderElection  bool
+	leaderNamespace string
+	qps             float32
+}
+
+func newOperator() *cobra.Command {
+	var o operatorFlags
+	cmd := &cobra.Command{
+		Use:   "operator",
+		Short: "Run the controllers",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.OperandImage, "operand-image", "theseus.local/operand:pg%d", "image of instances and gateways; %d is the PostgreSQL major")
+	f.StringVar(&o.ClusterDomain, "cluster-domain", "cluster.local", "DNS domain of the cluster, for certificates")
+	f.StringSliceVar(&o.namespaces, "namespace-watch", nil, "namespaces to watch (default: all)")
+	f.StringVar(&o.metricsAddress, "metrics-address", ":8080", "address of /metrics, plain HTTP; 0 turns it off")
+	f.StringVar(&o.healthAddress, "health-address", ":8081", "address of /healthz and /readyz")
+	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.BoolVar(&o.leaderElection, "leader-election", true, "elect a leader among replicas; emergencies do not wait for it")
+	f.StringVar(&o.leaderNamespace, "leader-namespace", os.Getenv("POD_NAMESPACE"), "namespace of the leader's Lease (POD_NAMESPACE)")
+	f.IntVar(&o.Workers, "workers", 8, "objects of a kind worked on at once")
+	f.Float32Var(&o.qps, "api-qps", 100, "requests per second to the API server")
+	return cmd
+}
+
+func (o *operatorFlags) run(cmd *cobra.Command) error {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+		return fmt.Errorf("--log-level: %w", err)
+	}
+	log := logr.FromSlogHandler(slog.NewJSONHandler(os.Stdout, &slog.HandlerOptions{Level: level}))
+	ctrl.SetLogger(log)
+	klog.SetLogger(log)
+
+	config, err := ctrl.GetConfig()
+	if err != nil {
+		return fmt.Errorf("no cluster to run against: %w", err)
+	}
+	config.QPS, config.Burst = o.qps, int(2*o.qps)
+	config.UserAgent = "theseus-operator/" + release
+
+	mgr, err := ctrl.NewManager(config, ctrl.Options{
+		Scheme: controller.Scheme(), Logger: log, Cache: controller.CacheOptions(o.namespaces),
+		Metrics:                metricsserver.Options{BindAddress: o.metricsAddress},
+		HealthProbeBindAddress: o.healthAddress,
+		LeaderElection:         o.leaderElection, LeaderElectionID: "theseus-operator", LeaderElectionNamespace: o.leaderNamespace,
+		LeaderElectionReleaseOnCancel: true,
+		LeaseDuration:                 ptr.To(15 * time.Second),
+		RenewDeadline:                 ptr.To(10 * time.Second),
+		RetryPeriod:                   ptr.To(2 * time.Second),
+		GracefulShutdownTimeout:       ptr.To(10 * time.Second),
+	})
+	if err != nil {
+		return err
+	}
+	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {
+		return err
+	}
+	if err := mgr.AddReadyzCheck("ping", healthz.Ping); err != nil {
+		return err
+	}
+	if err := controller.Setup(cmd.Context(), mgr, o.Options); err != nil {
+		return err
+	}
+	log.Info("operator", "release", release, "operandImage", o.OperandImage, "namespaces", strings.Join(o.namespaces, ","))
+	return mgr.Start(cmd.Context())
+}

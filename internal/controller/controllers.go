@@ -1,0 +1,181 @@
+// Package controller wires every controller of the operator together. Each is a package of its own below.
+package controller
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/selection"
+	"k8s.io/apimachinery/pkg/types"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/agentapi"
+	"theseus.dev/theseus/internal/agentapi/agentpb"
+	"theseus.dev/theseus/internal/controller/certificates"
+	"theseus.dev/theseus/internal/controller/database"
+	"theseus.dev/theseus/internal/controller/observe"
+	"theseus.dev/theseus/internal/controller/shard"
+	"theseus.dev/theseus/internal/observer"
+)
+
+// Options of Setup.
+type Options struct {
+	// OperandImage is the image of instances; "%d" in it becomes the PostgreSQL major.
+	OperandImage string
+	// ClusterDomain is the cluster's DNS domain. Default cluster.local.
+	ClusterDomain string
+	// Workers is how many objects of a kind are worked on at once. Default 8.
+	Workers int
+	// Clock is the source of all time.
+	Clock clock.WithTicker
+	// Params of the shard controller; zero means the defaults.
+	Params shard.Params
+	// Agents calls agents; nil means over the network with certificates of the database. Tests replace it.
+	Agents shard.Agents
+	// Stream watches an agent; nil means over the network.
+	Stream observer.Stream
+}
+
+// Scheme knows Kubernetes' kinds and ours.
+func Scheme() *runtime.Scheme {
+	s := runtime.NewScheme()
+	utilruntime.Must(clientgoscheme.AddToScheme(s))
+	utilruntime.Must(v1alpha1.AddToScheme(s))
+	return s
+}
+
+// CacheOptions keep in memory only what carries our labels, and of nodes only what is looked at.
+func CacheOptions(namespaces []string) cache.Options {
+	ours, err := labels.NewRequirement(v1alpha1.LabelDatabase, selection.Exists, nil)
+	utilruntime.Must(err) // a constant key is valid or no test passes
+	selector := cache.ByObject{Label: labels.NewSelector().Add(*ours)}
+	opts := cache.Options{
+		DefaultTransform: cache.TransformStripManagedFields(),
+		ByObject: map[client.Object]cache.ByObject{
+			&corev1.Pod{}: selector, &corev1.PersistentVolumeClaim{}: selector,
+			&corev1.Secret{}: selector, &corev1.Service{}: selector,
+			&corev1.Node{}: {Transform: slimNode},
+		},
+	}
+	if len(namespaces) > 0 {
+		opts.DefaultNamespaces = map[string]cache.Config{}
+		for _, ns := range namespaces {
+			opts.DefaultNamespaces[ns] = cache.Config{}
+		}
+	}
+	return opts
+}
+
+// slimNode drops what makes nodes large: the list of images and the volumes.
+func slimNode(o any) (any, error) {
+	if n, ok := o.(*corev1.Node); ok {
+		n.ManagedFields = nil
+		n.Status.Images, n.Status.VolumesAttached, n.Status.VolumesInUse = nil, nil, nil
+	}
+	return o, nil
+}
+
+// Setup registers every controller with the manager.
+func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
+	if opts.Clock == nil {
+		opts.Clock = clock.RealClock{}
+	}
+	if opts.Workers == 0 {
+		opts.Workers = 8
+	}
+	if opts.Params == (shard.Params{}) {
+		opts.Params = shard.DefaultParams()
+	}
+	if err := index(ctx, mgr); err != nil {
+		return err
+	}
+	identities := certificates.NewIdentities(mgr.GetClient(), opts.Clock)
+	if opts.Stream == nil {
+		opts.Stream = observer.AgentStream(identities.ForShard)
+	}
+	if opts.Agents == nil {
+		opts.Agents = DialAgents(identities)
+	}
+	watching := observer.New(observer.Options{Stream: opts.Stream, Clock: opts.Clock, Log: mgr.GetLogger().WithName("observer")})
+	if err := mgr.Add(closer{watching}); err != nil {
+		return err
+	}
+	recorder := mgr.GetEventRecorder("theseus")
+	for name, setup := range map[string]func(ctrl.Manager, int) error{
+		"observe": (&observe.Reconciler{Client: mgr.GetClient(), Observer: watching}).SetupWithManager,
+		"database": (&database.Reconciler{
+			Client: mgr.GetClient(), Recorder: recorder, Clock: opts.Clock, ClusterDomain: opts.ClusterDomain,
+			Image: func(major int32) string { return OperandImage(opts.OperandImage, major) },
+		}).SetupWithManager,
+		"shard": (&shard.Reconciler{
+			Client: mgr.GetClient(), Observer: watching, Agents: opts.Agents, Recorder: recorder,
+			Clock: opts.Clock, Params: opts.Params, ClusterDomain: opts.ClusterDomain,
+		}).SetupWithManager,
+	} {
+		if err := setup(mgr, opts.Workers); err != nil {
+			return fmt.Errorf("controller %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// index adds the indexes of the cache that controllers list by.
+func index(ctx context.Context, mgr ctrl.Manager) error {
+	return mgr.GetFieldIndexer().IndexField(ctx, &v1alpha1.Reparent{}, shard.IndexReparentShard, func(o client.Object) []string {
+		rp, ok := o.(*v1alpha1.Reparent)
+		if !ok {
+			return nil
+		}
+		return []string{rp.Spec.Shard}
+	})
+}
+
+// OperandImage is the template with the major filled in.
+func OperandImage(template string, major int32) string {
+	return strings.ReplaceAll(template, "%d", fmt.Sprint(major))
+}
+
+// closer ends the observer with the manager, on every replica.
+type closer struct{ o *observer.Observer }
+
+// Start implements manager.Runnable.
+func (c closer) Start(ctx context.Context) error {
+	<-ctx.Done()
+	c.o.Close()
+	return nil
+}
+
+// NeedLeaderElection implements manager.LeaderElectionRunnable: every replica observes.
+func (closer) NeedLeaderElection() bool { return false }
+
+// connectTimeout bounds the attempt to reach an agent for a command.
+const connectTimeout = 500 * time.Millisecond
+
+// DialAgents calls agents over the network. Every call dials afresh: a handshake costs milliseconds, a connection to a
+// Pod that is gone can cost half a minute.
+func DialAgents(identities *certificates.Identities) shard.Agents {
+	return func(ctx context.Context, key types.NamespacedName, endpoint *agentpb.Endpoint) (agentpb.AgentClient, func(), error) {
+		id, err := identities.ForShard(ctx, key)
+		if err != nil {
+			return nil, nil, err
+		}
+		dialCtx, cancel := context.WithTimeout(ctx, connectTimeout)
+		defer cancel()
+		c, err := agentapi.Dial(dialCtx, endpoint, agentapi.Shard{Namespace: key.Namespace, Name: key.Name}, id)
+		if err != nil {
+			return nil, nil, err
+		}
+		return c, func() { _ = c.Close() }, nil
+	}
+}

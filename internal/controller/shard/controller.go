@@ -1,0 +1,290 @@
+package shard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/workqueue"
+	"k8s.io/utils/clock"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/recorder"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/agentapi/agentpb"
+	"theseus.dev/theseus/internal/observer"
+)
+
+// IndexReparentShard indexes Reparents by the name of their shard.
+const IndexReparentShard = "spec.shard"
+
+// Agents calls the agent at an endpoint of a shard. The caller closes the connection; contexts bound the calls.
+type Agents func(ctx context.Context, shard types.NamespacedName, endpoint *agentpb.Endpoint) (c agentpb.AgentClient, closeConn func(), err error)
+
+// Reconciler keeps Shards. Fill in the exported fields, then call SetupWithManager.
+type Reconciler struct {
+	Client   client.Client
+	Observer *observer.Observer
+	Agents   Agents
+	Recorder recorder.EventRecorder
+	Clock    clock.PassiveClock
+	Params   Params
+	// ClusterDomain for certificates, such as "cluster.local"; may be empty.
+	ClusterDomain string
+	// Draw is the randomness of names: a number in [0, n).
+	Draw func(n int) int
+
+	tasks    *tasks
+	mu       sync.Mutex
+	memories map[types.NamespacedName]*memory
+	queue    workqueue.TypedRateLimitingInterface[reconcile.Request]
+	base     context.Context
+}
+
+// SetupWithManager registers the controller. It runs on the elected leader only.
+func (r *Reconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
+	r.Init(context.Background())
+	if err := mgr.Add(&stopper{r}); err != nil {
+		return err
+	}
+	return ctrl.NewControllerManagedBy(mgr).Named("shard").
+		For(&v1alpha1.Shard{}).
+		Owns(&corev1.Pod{}).Owns(&corev1.PersistentVolumeClaim{}).Owns(&corev1.Secret{}).Owns(&corev1.Service{}).
+		Owns(&policyv1.PodDisruptionBudget{}).Owns(&appsv1.Deployment{}).
+		Watches(&v1alpha1.Reparent{}, handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
+			rp, ok := o.(*v1alpha1.Reparent)
+			if !ok {
+				return nil
+			}
+			return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: rp.Namespace, Name: rp.Spec.Shard}}}
+		})).
+		Watches(&corev1.Secret{}, handler.EnqueueRequestsFromMapFunc(r.shardsOfAuthority)).
+		WatchesRawSource(source.Func(r.watchObserver)).
+		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
+		Complete(r)
+}
+
+// Init prepares the reconciler; base is the context of everything it runs in the background. SetupWithManager calls it.
+func (r *Reconciler) Init(base context.Context) {
+	r.base = base
+	r.memories = map[types.NamespacedName]*memory{}
+	r.tasks = newTasks(r.Clock, r.enqueue)
+}
+
+// stopper ends background commands with the manager.
+type stopper struct{ r *Reconciler }
+
+func (s *stopper) Start(ctx context.Context) error {
+	<-ctx.Done()
+	s.r.tasks.wait()
+	return nil
+}
+
+func (r *Reconciler) watchObserver(_ context.Context, queue workqueue.TypedRateLimitingInterface[reconcile.Request]) error {
+	r.mu.Lock()
+	r.queue = queue
+	r.mu.Unlock()
+	r.Observer.Subscribe(func(shard types.NamespacedName, change observer.Change) {
+		if change == observer.Significant {
+			queue.Add(reconcile.Request{NamespacedName: shard})
+		}
+	})
+	return nil
+}
+
+func (r *Reconciler) enqueue(shard types.NamespacedName) {
+	r.mu.Lock()
+	queue := r.queue
+	r.mu.Unlock()
+	if queue != nil {
+		queue.Add(reconcile.Request{NamespacedName: shard})
+	}
+}
+
+// shardsOfAuthority finds the shards whose leaves an authority signs. Secrets a Shard owns come in through Owns.
+func (r *Reconciler) shardsOfAuthority(ctx context.Context, o client.Object) []reconcile.Request {
+	database := o.GetLabels()[v1alpha1.LabelDatabase]
+	if database == "" || o.GetLabels()[v1alpha1.LabelShard] != "" {
+		return nil
+	}
+	list := &v1alpha1.ShardList{}
+	if err := r.Client.List(ctx, list, client.InNamespace(o.GetNamespace()), client.MatchingLabels{v1alpha1.LabelDatabase: database}); err != nil {
+		return nil
+	}
+	var out []reconcile.Request
+	for i := range list.Items {
+		out = append(out, reconcile.Request{NamespacedName: client.ObjectKeyFromObject(&list.Items[i])})
+	}
+	return out
+}
+
+// Intervals between looks at a shard nothing is heard of: often while something is under way, since much is decided by
+// how long it has lasted; seldom when all is well.
+const (
+	busyInterval  = 500 * time.Millisecond
+	quietInterval = 10 * time.Second
+)
+
+// Reconcile brings one shard a step closer to its spec.
+func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
+	shard := &v1alpha1.Shard{}
+	if err := r.Client.Get(ctx, req.NamespacedName, shard); err != nil {
+		if apierrors.IsNotFound(err) {
+			r.forget(req.NamespacedName)
+			return reconcile.Result{}, nil
+		}
+		return reconcile.Result{}, err
+	}
+	if !shard.DeletionTimestamp.IsZero() {
+		return r.finalize(ctx, shard)
+	}
+	if controllerutil.AddFinalizer(shard, v1alpha1.Finalizer) {
+		// The update comes back as an event.
+		return reconcile.Result{}, r.Client.Update(ctx, shard)
+	}
+	m := r.memory(req.NamespacedName)
+	renew, objectsErr := r.ensureObjects(ctx, shard)
+	s, err := r.gather(ctx, shard, m)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	actions := Plan(s, r.Params)
+	// What could not be ensured must not keep a member that died in the cohort: instances are looked after anyway.
+	err = errors.Join(objectsErr, r.act(ctx, shard, s, m, actions), r.resizeClaims(ctx, shard))
+	if summaryErr := r.summarize(ctx, shard, s, m, len(actions) > 0, objectsErr); summaryErr != nil {
+		err = errors.Join(err, summaryErr)
+	}
+	if err != nil {
+		if allConflicts(err) {
+			// Somebody else wrote first; look again with fresh eyes, soon and without noise.
+			return reconcile.Result{RequeueAfter: 50 * time.Millisecond}, nil
+		}
+		return reconcile.Result{}, err
+	}
+	return reconcile.Result{RequeueAfter: r.next(s, actions, renew)}, nil
+}
+
+func (r *Reconciler) next(s *State, actions []Action, renew time.Time) time.Duration {
+	next := quietInterval
+	if len(actions) > 0 || !s.redundant(r.Params) || len(s.Instances) != s.Wanted {
+		next = busyInterval
+	}
+	if until := renew.Sub(s.Now); !renew.IsZero() && until < next {
+		next = max(until, time.Second)
+	}
+	return next
+}
+
+// allConflicts reports whether every error joined in err is a lost race about a resource version or a name.
+func allConflicts(err error) bool {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range joined.Unwrap() {
+			if !allConflicts(e) {
+				return false
+			}
+		}
+		return true
+	}
+	return apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err)
+}
+
+func (r *Reconciler) memory(key types.NamespacedName) *memory {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := r.memories[key]
+	if m == nil {
+		m = newMemory()
+		r.memories[key] = m
+	}
+	return m
+}
+
+func (r *Reconciler) forget(key types.NamespacedName) {
+	r.mu.Lock()
+	delete(r.memories, key)
+	r.mu.Unlock()
+	r.tasks.forget(key, func(string) bool { return false })
+}
+
+// finalize removes what the shard made: Pods first, so that nothing runs on volumes that go, then claims, or their
+// owner when volumes are to be kept.
+func (r *Reconciler) finalize(ctx context.Context, shard *v1alpha1.Shard) (reconcile.Result, error) {
+	if !controllerutil.ContainsFinalizer(shard, v1alpha1.Finalizer) {
+		return reconcile.Result{}, nil
+	}
+	log := logr.FromContextOrDiscard(ctx)
+	selector := []client.ListOption{client.InNamespace(shard.Namespace), client.MatchingLabels(instanceSelector(shard.Name))}
+	claims := &corev1.PersistentVolumeClaimList{}
+	if err := r.Client.List(ctx, claims, selector...); err != nil {
+		return reconcile.Result{}, err
+	}
+	retain := shard.Spec.Template.DeletionPolicy == v1alpha1.DeletionPolicyRetainVolumes
+	if retain {
+		// Before any Pod goes, so that a crash in between cannot lose a volume to the garbage collector.
+		for i := range claims.Items {
+			if err := r.orphan(ctx, shard, &claims.Items[i]); err != nil {
+				return reconcile.Result{}, fmt.Errorf("keeping claim %s: %w", claims.Items[i].Name, err)
+			}
+		}
+	}
+	pods := &corev1.PodList{}
+	if err := r.Client.List(ctx, pods, selector...); err != nil {
+		return reconcile.Result{}, err
+	}
+	for i := range pods.Items {
+		p := &pods.Items[i]
+		if p.DeletionTimestamp.IsZero() {
+			if err := client.IgnoreNotFound(r.Client.Delete(ctx, p)); err != nil {
+				return reconcile.Result{}, err
+			}
+		} else if r.Clock.Since(p.DeletionTimestamp.Time) > r.Params.StuckAfter {
+			if err := client.IgnoreNotFound(r.Client.Delete(ctx, p, client.GracePeriodSeconds(0))); err != nil {
+				return reconcile.Result{}, err
+			}
+		}
+	}
+	if len(pods.Items) > 0 {
+		return reconcile.Result{RequeueAfter: time.Second}, nil
+	}
+	if !retain {
+		for i := range claims.Items {
+			if err := client.IgnoreNotFound(r.Client.Delete(ctx, &claims.Items[i])); err != nil {
+				return reconcile.Result{}, err
+			}
+		}
+	}
+	log.Info("shard removed", "volumesKept", retain)
+	controllerutil.RemoveFinalizer(shard, v1alpha1.Finalizer)
+	r.forget(client.ObjectKeyFromObject(shard))
+	return reconcile.Result{}, client.IgnoreNotFound(r.Client.Update(ctx, shard))
+}
+
+// orphan takes a claim out of the garbage collector's reach.
+func (r *Reconciler) orphan(ctx context.Context, shard *v1alpha1.Shard, claim *corev1.PersistentVolumeClaim) error {
+	if len(claim.OwnerReferences) == 0 {
+		return nil
+	}
+	patch := client.MergeFromWithOptions(claim.DeepCopy(), client.MergeFromWithOptimisticLock{})
+	claim.OwnerReferences = nil
+	if claim.Annotations == nil {
+		claim.Annotations = map[string]string{}
+	}
+	// Whoever restores from it wants to know which of the volumes has everything.
+	claim.Annotations["theseus.dev/retained-from"] = shard.Namespace + "/" + shard.Name
+	claim.Annotations["theseus.dev/retained-primary"] = shard.Status.Primary
+	return r.Client.Patch(ctx, claim, patch)
+}

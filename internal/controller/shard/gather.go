@@ -1,0 +1,214 @@
+package shard
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/agentapi/agentpb"
+	"theseus.dev/theseus/internal/observer"
+)
+
+// AnnotationRetiring is set on the Pod of an instance that is being replaced; it then no longer counts, and its
+// successor is made. Its value names the Replacement.
+const AnnotationRetiring = "theseus.dev/retiring"
+
+// memory is what is remembered of a shard between reconciles: since when something has lasted. Losing it (a restart)
+// makes the operator wait that long again.
+type memory struct {
+	noPrimarySince    time.Time
+	notStreamingSince map[string]time.Time
+	// expected are instances just made, until the cache shows them: it may lag behind our own writes, and what is
+	// missing from it must not be made twice.
+	expected map[string]time.Time
+	// inUse is the cohort the primary was last seen to use, with the process that used it, and where its WAL ended at
+	// first sight.
+	inUse      string
+	inUseSince uint64
+	// summarized is when the status was last written for numbers alone.
+	summarized time.Time
+	// known are the conditions that were last announced as events.
+	known map[string]string
+}
+
+func newMemory() *memory {
+	return &memory{notStreamingSince: map[string]time.Time{}, expected: map[string]time.Time{}, known: map[string]string{}}
+}
+
+// expectation is how long a made instance may take to show up in the cache.
+const expectation = 15 * time.Second
+
+// gather reads everything about the shard.
+func (r *Reconciler) gather(ctx context.Context, shard *v1alpha1.Shard, m *memory) (*State, error) {
+	now := r.Clock.Now()
+	s := &State{
+		Now: now, Wanted: int(shard.Spec.Template.Instances),
+		Bootstrap: shard.Status.Bootstrap.DeepCopy(), Record: RecordOf(shard),
+	}
+	byName, err := r.gatherObjects(ctx, shard, now)
+	if err != nil {
+		return nil, err
+	}
+	key := client.ObjectKeyFromObject(shard)
+	for name, o := range r.Observer.Observations(key) {
+		if it := byName[name]; it != nil && it.UID == o.UID {
+			it.heard(o, now)
+		}
+	}
+	for name, at := range m.expected {
+		switch {
+		case byName[name] != nil || now.Sub(at) > expectation:
+			delete(m.expected, name)
+		default:
+			byName[name] = &Instance{Name: name, CreatedAt: at, HasPod: true, HasClaim: true}
+		}
+	}
+	for _, it := range byName {
+		it.Busy = r.tasks.busy(key, it.Name)
+		s.Instances = append(s.Instances, *it)
+	}
+	slices.SortFunc(s.Instances, func(a, b Instance) int {
+		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.Name, b.Name))
+	})
+	if s.Reparenting, err = r.reparenting(ctx, shard); err != nil {
+		return nil, err
+	}
+	r.recall(s, m)
+	return s, nil
+}
+
+func (r *Reconciler) gatherObjects(ctx context.Context, shard *v1alpha1.Shard, now time.Time) (map[string]*Instance, error) {
+	selector := client.MatchingLabels(instanceSelector(shard.Name))
+	pods, claims := &corev1.PodList{}, &corev1.PersistentVolumeClaimList{}
+	if err := r.Client.List(ctx, pods, client.InNamespace(shard.Namespace), selector); err != nil {
+		return nil, err
+	}
+	if err := r.Client.List(ctx, claims, client.InNamespace(shard.Namespace), selector); err != nil {
+		return nil, err
+	}
+	byName := map[string]*Instance{}
+	bound := map[string]bool{}
+	for i := range claims.Items {
+		c := &claims.Items[i]
+		if !metav1.IsControlledBy(c, shard) {
+			continue
+		}
+		byName[c.Name] = &Instance{
+			Name: c.Name, CreatedAt: c.CreationTimestamp.Time, HasClaim: true, ClaimTerminating: !c.DeletionTimestamp.IsZero(),
+		}
+		bound[c.Name] = c.Status.Phase == corev1.ClaimBound
+	}
+	for i := range pods.Items {
+		p := &pods.Items[i]
+		if !metav1.IsControlledBy(p, shard) {
+			continue
+		}
+		it := byName[p.Name]
+		if it == nil {
+			it = &Instance{Name: p.Name, CreatedAt: p.CreationTimestamp.Time}
+			byName[p.Name] = it
+		}
+		it.pod(p, bound[p.Name], now)
+		node := &corev1.Node{}
+		if p.Spec.NodeName != "" && r.Client.Get(ctx, types.NamespacedName{Name: p.Spec.NodeName}, node) == nil {
+			it.Zone = nodeZone(node)
+		}
+	}
+	return byName, nil
+}
+
+// pod fills in what is known from the Pod.
+func (it *Instance) pod(p *corev1.Pod, bound bool, now time.Time) {
+	it.HasPod, it.UID, it.IP, it.Node = true, p.UID, p.Status.PodIP, p.Spec.NodeName
+	it.Role = p.Labels[v1alpha1.LabelRole]
+	it.Failed = p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded
+	it.PodMessage = waitingMessage(p)
+	_, it.Retiring = p.Annotations[AnnotationRetiring]
+	if it.Terminating = !p.DeletionTimestamp.IsZero(); it.Terminating {
+		// The deletion timestamp already includes the grace.
+		it.StuckFor = max(now.Sub(p.DeletionTimestamp.Time), 0)
+	}
+	if p.Spec.NodeName == "" && bound {
+		for _, c := range p.Status.Conditions {
+			if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
+				it.StrandedFor = max(now.Sub(c.LastTransitionTime.Time), 0)
+			}
+		}
+	}
+}
+
+// heard fills in what its agent said.
+func (it *Instance) heard(o observer.Observation, now time.Time) {
+	it.Status, it.Connected, it.LastError = o.Status, o.Connected, o.LastError
+	if !o.ReceivedAt.IsZero() {
+		it.HeardAgo = now.Sub(o.ReceivedAt)
+	}
+	if !o.Connected && !o.FailingSince.IsZero() {
+		it.FailingFor = now.Sub(o.FailingSince)
+	}
+}
+
+// recall fills in how long things have lasted, and remembers what began just now.
+func (r *Reconciler) recall(s *State, m *memory) {
+	if s.established(r.Params) != nil {
+		m.noPrimarySince = time.Time{}
+	} else if m.noPrimarySince.IsZero() {
+		m.noPrimarySince = s.Now
+	}
+	if !m.noPrimarySince.IsZero() {
+		s.NoPrimaryFor = s.Now.Sub(m.noPrimarySince)
+	}
+	primary := s.primary(r.Params)
+	for i := range s.Instances {
+		it := &s.Instances[i]
+		switch {
+		case primary == nil || streaming(primary, it.Name):
+			delete(m.notStreamingSince, it.Name)
+		case m.notStreamingSince[it.Name].IsZero():
+			m.notStreamingSince[it.Name] = s.Now
+		default:
+			it.NotStreamingFor = s.Now.Sub(m.notStreamingSince[it.Name])
+		}
+	}
+	for name := range m.notStreamingSince {
+		if s.instance(name) == nil {
+			delete(m.notStreamingSince, name)
+		}
+	}
+	if primary == nil {
+		return
+	}
+	if use := inUseKey(primary.Status); use != m.inUse {
+		m.inUse, m.inUseSince = use, primary.Status.GetFlushed().GetLsn()
+	}
+	s.InUseSince = m.inUseSince
+}
+
+// inUseKey tells apart the periods in which one process of PostgreSQL uses one cohort.
+func inUseKey(st *agentpb.Status) string {
+	c := cohortFromPB(st.GetCohort())
+	if c == nil {
+		return ""
+	}
+	return c.String() + "/" + st.GetBootId() + "/" + time.UnixMilli(st.GetPostgresStartedUnixMs()).UTC().String()
+}
+
+// reparenting reports whether a Reparent of the shard is not finished.
+func (r *Reconciler) reparenting(ctx context.Context, shard *v1alpha1.Shard) (bool, error) {
+	list := &v1alpha1.ReparentList{}
+	if err := r.Client.List(ctx, list, client.InNamespace(shard.Namespace), client.MatchingFields{IndexReparentShard: shard.Name}); err != nil {
+		return false, err
+	}
+	established := RecordOf(shard).Established
+	return slices.ContainsFunc(list.Items, func(rp v1alpha1.Reparent) bool {
+		// One whose term is established has nothing left to do that we would not do as well.
+		return rp.Status.Outcome == "" && uint64(rp.Spec.Term) > established
+	}), nil
+}

@@ -1,0 +1,235 @@
+package shard
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/agentapi"
+	"theseus.dev/theseus/internal/agentapi/agentpb"
+	"theseus.dev/theseus/internal/quorum"
+)
+
+func metaTime(t time.Time) metav1.Time { return metav1.NewTime(t.Truncate(time.Second)) }
+
+func cohortFromPB(c *agentpb.Cohort) *quorum.Cohort {
+	have := agentapi.CohortFromPB(c)
+	if have == nil {
+		return nil
+	}
+	n := have.Normalize()
+	return &n
+}
+
+// planFollowers makes every instance that answers follow the primary: seeds the empty and the diverged, points the
+// others at it, stops one that still thinks it is primary in a term that was left.
+func planFollowers(s *State, p Params) []Action {
+	primary := s.primary(p)
+	c, _ := s.Record.Latest()
+	begun := s.Record.Established == c.Term || s.Bootstrap != nil && !s.Bootstrap.Done || s.Record.Established == 0
+	if primary == nil || s.Reparenting || !begun {
+		return nil
+	}
+	var actions []Action
+	for i := range s.Instances {
+		it := &s.Instances[i]
+		if it.Name == primary.Name || !it.alive(p) || it.leaving() {
+			continue
+		}
+		if a := follow(s, p, primary, c, it); a != nil {
+			actions = append(actions, *a)
+		}
+	}
+	return actions
+}
+
+func follow(s *State, p Params, primary *Instance, c quorum.Cohort, it *Instance) *Action {
+	st := it.Status
+	seed := &Action{Verb: AgentSeed, Instance: it.Name, Term: c.Term, Source: seedSource(s, p, primary, it.Name), Target: primary.Name}
+	switch {
+	case st.GetTerm() > c.Term:
+		return nil // it promised a term that is about to be recorded: a reparent has begun that we do not see yet
+	case st.GetRole() == agentpb.Role_EMPTY:
+		seed.Why = "it is empty"
+		return seed
+	case st.GetRole() == agentpb.Role_SEEDING:
+		return nil
+	case st.GetRole() == agentpb.Role_PRIMARY:
+		return &Action{Verb: AgentDemote, Instance: it.Name, Term: c.Term, Why: fmt.Sprintf("it is primary of term %d, the shard is in term %d under %s", st.GetTerm(), c.Term, primary.Name)}
+	case st.GetDiverged():
+		if slices.Contains(s.Record.Names(), it.Name) {
+			return nil // first it must leave the record: its WAL may be what a revocation needs
+		}
+		seed.Why, seed.Discard = "its data has diverged", true
+		return seed
+	case st.GetTerm() < c.Term || st.GetReceiver().GetSource() != primary.Name:
+		return &Action{Verb: AgentFollow, Instance: it.Name, Term: c.Term, Target: primary.Name, Why: fmt.Sprintf("%s is primary of term %d", primary.Name, c.Term)}
+	}
+	return nil
+}
+
+// seedSource is a standby that streams and is not far behind, so that the primary is not loaded; else the primary.
+func seedSource(s *State, p Params, primary *Instance, not string) string {
+	for i := range s.Instances {
+		it := &s.Instances[i]
+		if it.Name == not || it.Name == primary.Name || !it.alive(p) || it.leaving() || !streaming(primary, it.Name) {
+			continue
+		}
+		if st := it.Status; st.GetRole() == agentpb.Role_STANDBY && !st.GetDiverged() &&
+			primary.Status.GetFlushed().GetLsn() <= st.GetReplayedLsn()+p.SeedLag {
+			return it.Name
+		}
+	}
+	return primary.Name
+}
+
+// planInstances makes instances that are missing and removes what is left of those that are not needed.
+func planInstances(s *State, p Params) []Action {
+	var actions []Action
+	writable := s.established(p) != nil
+	have := 0
+	for i := range s.Instances {
+		it := &s.Instances[i]
+		if it.counts(p) {
+			have++
+			continue
+		}
+		a := planLeftover(s, p, it)
+		if a == nil {
+			continue
+		}
+		actions = append(actions, *a)
+		if a.Verb == RestartInstance {
+			have++
+		}
+	}
+	// Without a primary there is nothing to seed from: what is missing then is not another empty instance.
+	if s.Bootstrap == nil || !s.Bootstrap.Done || writable {
+		for range s.Wanted + s.Surge - have {
+			actions = append(actions, Action{Verb: CreateInstance, Why: fmt.Sprintf("%d of %d instances are there", have, s.Wanted+s.Surge)})
+		}
+	}
+	if have > s.Wanted+s.Surge {
+		actions = append(actions, planSurplus(s, p, have-s.Wanted-s.Surge)...)
+	}
+	return actions
+}
+
+// planLeftover decides about an instance that does not count: its Pod is gone, leaving or out of reach.
+func planLeftover(s *State, p Params, it *Instance) *Action {
+	named := slices.Contains(s.Record.Names(), it.Name) || s.Bootstrap != nil && !s.Bootstrap.Done && s.Bootstrap.Instance == it.Name
+	spare := !named && s.redundant(p)
+	switch {
+	case it.gone():
+		return planGone(s, p, it, named, spare)
+	case it.Failed && !it.Terminating:
+		return &Action{Verb: DeletePod, Instance: it.Name, Why: "its Pod has ended: " + it.PodMessage}
+	case it.Terminating && it.StuckFor >= p.StuckAfter && (spare || s.NoPrimaryFor >= p.RestartAfter && named):
+		// Forced deletion is safe: what might still run there is out of the cohort, or there is no other way to
+		// start the volume again. An instance is held back by its term, never by its Pod being gone.
+		return &Action{Verb: DeletePod, Instance: it.Name, Force: true, Why: fmt.Sprintf("its Pod has been terminating for %s past its grace", it.StuckFor.Round(time.Second))}
+	case it.Terminating || it.Retiring:
+		return nil
+	case it.ClaimTerminating && spare:
+		return &Action{Verb: DeletePod, Instance: it.Name, Why: "its claim was deleted"}
+	case it.lost(p) && spare:
+		return &Action{Verb: DeletePod, Instance: it.Name, Force: true, Why: "it has been out of reach: " + it.LastError}
+	}
+	return nil
+}
+
+// planGone decides about a volume whose Pod is not there: start it again when it may be needed, delete it when it is
+// certain that it is not.
+func planGone(s *State, p Params, it *Instance, named, spare bool) *Action {
+	restart := func(why string) *Action {
+		if it.ClaimTerminating {
+			return nil
+		}
+		return &Action{Verb: RestartInstance, Instance: it.Name, Why: why}
+	}
+	primary := s.established(p)
+	c, _ := s.Record.Latest()
+	switch {
+	case s.Bootstrap == nil:
+		return restart("its Pod is missing")
+	case !s.Bootstrap.Done && !named:
+		return &Action{Verb: DeleteClaim, Instance: it.Name, Why: "its Pod is gone and the shard was not established yet"}
+	case named && primary == nil && (s.Wanted == 1 || !s.Bootstrap.Done || s.NoPrimaryFor >= p.RestartAfter) && !s.Reparenting:
+		return restart("there is no primary and its volume may be needed")
+	case named && primary != nil && c.Has(it.Name) && !canCommit(c, primary):
+		return restart("the primary cannot commit without it")
+	case spare:
+		return &Action{Verb: DeleteClaim, Instance: it.Name, Why: "its Pod is gone and the shard is redundant without it"}
+	}
+	return nil
+}
+
+// planSurplus removes up to n instances that the spec does not ask for, once the cohort is complete without them: those
+// that are worst off first, then the oldest.
+func planSurplus(s *State, p Params, n int) []Action {
+	if !s.redundant(p) {
+		return nil
+	}
+	primary := s.established(p)
+	named := s.Record.Names()
+	var victims []*Instance
+	for i := range s.Instances {
+		it := &s.Instances[i]
+		if it.counts(p) && !slices.Contains(named, it.Name) {
+			victims = append(victims, it)
+		}
+	}
+	slices.SortStableFunc(victims, func(a, b *Instance) int {
+		sa, sb := streaming(primary, a.Name), streaming(primary, b.Name)
+		switch {
+		case sa == sb:
+			return a.CreatedAt.Compare(b.CreatedAt)
+		case sb:
+			return -1
+		}
+		return 1
+	})
+	var actions []Action
+	for _, it := range victims[:min(n, len(victims))] {
+		actions = append(actions, Action{Verb: DeletePod, Instance: it.Name, Why: "the spec asks for fewer instances"})
+	}
+	return actions
+}
+
+// planRoles writes the role labels, which Services select by, after the truth: the established primary, and whom it
+// hears. While there is no such primary nothing is known better than before, and a label goes only when its own instance
+// says otherwise: neither a restarted operator nor one that is cut off may empty a Service.
+func planRoles(s *State, p Params) []Action {
+	primary := s.established(p)
+	var actions []Action
+	for i := range s.Instances {
+		it := &s.Instances[i]
+		if !it.HasPod {
+			continue
+		}
+		if role := roleOf(it, primary, p); role != it.Role {
+			actions = append(actions, Action{Verb: SetRole, Instance: it.Name, Role: role})
+		}
+	}
+	return actions
+}
+
+func roleOf(it, primary *Instance, p Params) string {
+	says := it.Status.GetRole()
+	switch {
+	case it == primary:
+		return v1alpha1.RolePrimary
+	case primary != nil && streaming(primary, it.Name) && !it.Terminating && !it.Status.GetDiverged():
+		return v1alpha1.RoleStandby
+	case primary != nil:
+		return ""
+	case it.Role == v1alpha1.RolePrimary && it.alive(p) && says != agentpb.Role_PRIMARY:
+		return ""
+	case it.Role == v1alpha1.RoleStandby && it.alive(p) && says != agentpb.Role_STANDBY:
+		return ""
+	}
+	return it.Role
+}

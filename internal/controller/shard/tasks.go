@@ -1,0 +1,121 @@
+package shard
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
+)
+
+// tasks runs commands to agents in the background, so that a slow one (initdb, a rewind) holds up neither the worker nor
+// another shard. At most one of a verb runs per instance; after a failure it is not repeated before a pause that grows.
+type tasks struct {
+	clock clock.PassiveClock
+	// done is called after each with the shard it was for.
+	done func(types.NamespacedName)
+
+	mu      sync.Mutex
+	running map[taskKey]bool
+	failed  map[taskKey]failure
+	group   sync.WaitGroup
+}
+
+type taskKey struct {
+	shard    types.NamespacedName
+	instance string
+	verb     Verb
+}
+
+type failure struct {
+	at    time.Time
+	count int
+	err   error
+}
+
+// Pauses after failures: quick at first, since most are races with something that is just starting.
+const (
+	firstPause = 250 * time.Millisecond
+	maxPause   = 10 * time.Second
+)
+
+func newTasks(c clock.PassiveClock, done func(types.NamespacedName)) *tasks {
+	return &tasks{clock: c, done: done, running: map[taskKey]bool{}, failed: map[taskKey]failure{}}
+}
+
+// start runs f unless the same is running or failed just now; it reports whether it did. The context of f ends with ctx
+// or after timeout.
+func (t *tasks) start(ctx context.Context, key taskKey, timeout time.Duration, f func(context.Context) error) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.running[key] || t.clock.Since(t.failed[key].at) < t.failed[key].pause() {
+		return false
+	}
+	t.running[key] = true
+	t.group.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		err := f(ctx)
+		t.mu.Lock()
+		delete(t.running, key)
+		if err == nil {
+			delete(t.failed, key)
+		} else {
+			t.failed[key] = failure{at: t.clock.Now(), count: t.failed[key].count + 1, err: err}
+		}
+		t.mu.Unlock()
+		t.done(key.shard)
+	})
+	return true
+}
+
+func (f failure) pause() time.Duration {
+	if f.count == 0 {
+		return 0
+	}
+	return min(firstPause<<min(f.count-1, 10), maxPause)
+}
+
+// busy reports whether any command to the instance is under way.
+func (t *tasks) busy(shard types.NamespacedName, instance string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for key := range t.running {
+		if key.shard == shard && key.instance == instance {
+			return true
+		}
+	}
+	return false
+}
+
+// lastError is the newest failure of the instance that was not followed by a success, "" when there is none.
+func (t *tasks) lastError(shard types.NamespacedName, instance string) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var newest failure
+	var verb Verb
+	for key, f := range t.failed {
+		if key.shard == shard && key.instance == instance && f.at.After(newest.at) {
+			newest, verb = f, key.verb
+		}
+	}
+	if newest.err == nil {
+		return ""
+	}
+	return string(verb) + ": " + newest.err.Error()
+}
+
+// forget drops what is known of instances for which keep is false.
+func (t *tasks) forget(shard types.NamespacedName, keep func(instance string) bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for key := range t.failed {
+		if key.shard == shard && !keep(key.instance) {
+			delete(t.failed, key)
+		}
+	}
+}
+
+// wait returns when all have ended.
+func (t *tasks) wait() { t.group.Wait() }
