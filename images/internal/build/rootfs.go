@@ -123,7 +123,7 @@ func (b RootfsBuilder) stream(ctx context.Context, r recipe.Recipe, sources stri
 		_, consumed = io.Copy(io.Discard, pipe)
 	}
 	if err := cmd.Wait(); err != nil && consumed == nil {
-		return fmt.Errorf("mmdebstrap: %w", err)
+		return fmt.Errorf("mmdebstrap: %w (if it lacks a public key, this machine's debian-archive-keyring is older than %s: upgrade it)", err, r.Suite)
 	}
 	return consumed
 }
