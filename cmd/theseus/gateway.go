@@ -37,6 +37,7 @@ func newGatewayCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&c.Shard.Namespace, "namespace", "", "namespace of the shard (THESEUS_NAMESPACE)")
 	f.StringVar(&c.Shard.Name, "shard", "", "name of the shard (THESEUS_SHARD)")
+	f.StringVar(&c.Name, "name", "", "name of this gateway (POD_NAME, default the host name)")
 	f.StringVar(&c.InstancesHost, "instances-host", "", "DNS name of all instances (THESEUS_INSTANCES_HOST, default <shard>-instances)")
 	f.StringSliceVar(&c.Instances, "instances", nil, "addresses (host:port) of agents to begin with, besides those found by name")
 	f.IntVar(&c.AgentPort, "agent-port", 0, "port of the agents (default 7420)")
@@ -66,6 +67,7 @@ func gatewayEnvironment(cmd *cobra.Command, c *gateway.Config) error {
 	}
 	text("namespace", "THESEUS_NAMESPACE", &c.Shard.Namespace)
 	text("shard", "THESEUS_SHARD", &c.Shard.Name)
+	text("name", "POD_NAME", &c.Name)
 	text("instances-host", "THESEUS_INSTANCES_HOST", &c.InstancesHost)
 	text("client-tls", "THESEUS_CLIENT_TLS", &c.ClientTLS)
 	for _, n := range []struct {

@@ -23,6 +23,10 @@ type console struct {
 
 	mu   sync.Mutex
 	conn *pgconn.PgConn
+
+	// spare is for the next PAUSE: opening a connection takes longer than all the rest of a pause.
+	spareMu sync.Mutex
+	spare   *pgconn.PgConn
 }
 
 func newConsole(c Config, password string) (*console, error) {
@@ -45,6 +49,44 @@ func (c *console) reset() {
 		_ = c.conn.Conn().Close()
 		c.conn = nil
 	}
+	if spare := c.takeSpare(); spare != nil {
+		_ = spare.Conn().Close()
+	}
+}
+
+// warm makes sure that there is a connection for the next PAUSE.
+func (c *console) warm(ctx context.Context) error {
+	c.spareMu.Lock()
+	defer c.spareMu.Unlock()
+	if c.spare != nil && !c.spare.IsClosed() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, consoleBound)
+	defer cancel()
+	conn, err := pgconn.ConnectConfig(ctx, c.config)
+	if err != nil {
+		return fmt.Errorf("PgBouncer's console: %w", err)
+	}
+	c.spare = conn
+	return nil
+}
+
+func (c *console) takeSpare() *pgconn.PgConn {
+	c.spareMu.Lock()
+	defer c.spareMu.Unlock()
+	conn := c.spare
+	c.spare = nil
+	return conn
+}
+
+func (c *console) giveSpare(conn *pgconn.PgConn) {
+	c.spareMu.Lock()
+	defer c.spareMu.Unlock()
+	if c.spare != nil || conn.IsClosed() {
+		_ = conn.Conn().Close()
+		return
+	}
+	c.spare = conn
 }
 
 // do runs a command on the kept connection and returns its rows.
@@ -77,23 +119,45 @@ func run(ctx context.Context, conn *pgconn.PgConn, command string) (*pgconn.Resu
 // pause sends PAUSE and returns once every server connection has been given up, or the context ends; ending the
 // context does not resume. Being paused already is no error.
 func (c *console) pause(ctx context.Context) error {
-	conn, err := pgconn.ConnectConfig(ctx, c.config)
-	if err != nil {
-		return fmt.Errorf("PgBouncer's console: %w", err)
+	if err := c.warm(ctx); err != nil {
+		return err
 	}
-	defer func() {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), consoleBound)
-		defer cancel()
-		_ = conn.Close(ctx)
-	}()
-	_, err = run(ctx, conn, "PAUSE")
+	conn := c.takeSpare()
+	if conn == nil {
+		return errors.New("PgBouncer's console: the connection was taken")
+	}
+	defer c.giveSpare(conn)
+	_, err := run(ctx, conn, "PAUSE")
 	return unless(err, "already suspended/paused")
 }
 
-// resume lets new transactions go. Not being paused is no error.
+// resume lets new transactions go, and makes sure of it: a PAUSE that was given up just before, on another connection,
+// may have been read after the RESUME. PgBouncer reads every connection that has something to say in each turn of its
+// loop, so by the second answer it has read all that was sent before the first command. Not being paused is no error.
 func (c *console) resume(ctx context.Context) error {
-	_, err := c.do(ctx, "RESUME")
-	return unless(err, "pooler is not paused/suspended")
+	for range 3 {
+		if _, err := c.do(ctx, "RESUME"); unless(err, "pooler is not paused/suspended") != nil {
+			return err
+		}
+		if paused, err := c.paused(ctx); err != nil || !paused {
+			return err
+		}
+	}
+	return errors.New("PgBouncer stays paused")
+}
+
+// paused asks whether PgBouncer is paused.
+func (c *console) paused(ctx context.Context) (bool, error) {
+	result, err := c.do(ctx, "SHOW STATE")
+	if err != nil {
+		return false, err
+	}
+	for _, row := range result.Rows {
+		if len(row) == 2 && string(row[0]) == "paused" {
+			return string(row[1]) == "yes", nil
+		}
+	}
+	return false, errors.New("SHOW STATE: no row says whether PgBouncer is paused")
 }
 
 func (c *console) reload(ctx context.Context) error {

@@ -30,12 +30,15 @@ const (
 	forgetStatus = 10 * time.Minute
 	watchRetry   = 50 * time.Millisecond
 	watchRetries = time.Second
+	// acknowledgeBound is for one Acknowledge on a stream that is open.
+	acknowledgeBound = 500 * time.Millisecond
 )
 
 // follower keeps a status stream open to every agent of the shard that it hears of, and turns what they say into a
 // route. Addresses come from DNS (the headless Service) and from the agents themselves, so that it starts without
 // agents and goes on without DNS.
 type follower struct {
+	name     string // of this gateway
 	shard    agentapi.Shard
 	identity agentapi.Identity
 	host     string
@@ -61,8 +64,10 @@ type sighting struct {
 }
 
 type stream struct {
-	stop context.CancelFunc
-	open bool
+	stop     context.CancelFunc
+	open     bool
+	instance string           // at the other end, while open
+	client   *agentapi.Client // while open
 }
 
 // run follows until the context ends.
@@ -147,9 +152,9 @@ func (f *follower) reconcile(ctx context.Context, wg *sync.WaitGroup) {
 func (f *follower) watch(ctx context.Context, addr string, st *stream) {
 	pause := watchRetry
 	for ctx.Err() == nil {
-		err := f.watchOnce(ctx, addr, func(s *agentpb.Status) {
+		err := f.watchOnce(ctx, addr, func(c *agentapi.Client, s *agentpb.Status) {
 			pause = watchRetry
-			f.got(addr, st, s)
+			f.got(addr, st, c, s)
 		})
 		f.closed(st)
 		if ctx.Err() != nil {
@@ -164,7 +169,7 @@ func (f *follower) watch(ctx context.Context, addr string, st *stream) {
 	}
 }
 
-func (f *follower) watchOnce(ctx context.Context, addr string, got func(*agentpb.Status)) error {
+func (f *follower) watchOnce(ctx context.Context, addr string, got func(*agentapi.Client, *agentpb.Status)) error {
 	host, portText, err := net.SplitHostPort(addr)
 	if err != nil {
 		return err
@@ -179,22 +184,43 @@ func (f *follower) watchOnce(ctx context.Context, addr string, got func(*agentpb
 		return err
 	}
 	defer func() { _ = c.Close() }()
-	return c.WatchStatus(ctx, &agentpb.WatchRequest{Watcher: "gateway"}, got)
+	req := &agentpb.WatchRequest{Watcher: string(agentapi.RoleGateway), Name: f.name, Acknowledges: true}
+	return c.WatchStatus(ctx, req, func(s *agentpb.Status) { got(c, s) })
 }
 
 func (f *follower) closed(st *stream) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if st.open {
-		st.open = false
+		st.open, st.client = false, nil
 		f.metrics.watches.Dec()
 	}
 }
 
+// paused tells the agent of the route's primary that nothing goes there any more.
+func (f *follower) paused(ctx context.Context, r Route) error {
+	f.mu.Lock()
+	var client *agentapi.Client
+	for _, st := range f.streams {
+		if st.open && st.instance == r.Instance {
+			client = st.client
+		}
+	}
+	f.mu.Unlock()
+	if client == nil {
+		return fmt.Errorf("no stream to instance %s", r.Instance)
+	}
+	ctx, cancel := context.WithTimeout(ctx, acknowledgeBound)
+	defer cancel()
+	_, err := client.Acknowledge(ctx, &agentpb.AcknowledgeRequest{Name: f.name, Term: r.Term, Paused: true})
+	return err
+}
+
 // got takes one status. The new route is applied before the next status of any agent is looked at.
-func (f *follower) got(addr string, st *stream, s *agentpb.Status) {
+func (f *follower) got(addr string, st *stream, c *agentapi.Client, s *agentpb.Status) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	st.instance, st.client = s.GetInstance(), c
 	if !st.open {
 		st.open = true
 		f.metrics.watches.Inc()

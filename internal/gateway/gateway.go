@@ -22,6 +22,8 @@ import (
 
 // Config of one gateway. The zero value of a field means its default, where one is given.
 type Config struct {
+	// Name of this gateway, unlike any other of the shard's. Default: the host name, which is the Pod's.
+	Name string
 	// Shard whose primary is served.
 	Shard agentapi.Shard
 	// InstancesHost is the DNS name of all instances of the shard. Empty: addresses come from Instances only.
@@ -77,6 +79,13 @@ func orDefault[T comparable](v *T, d T) {
 
 // Complete sets the defaults and says what is wrong.
 func (c *Config) Complete() error {
+	if c.Name == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return err
+		}
+		c.Name = name
+	}
 	orDefault(&c.AgentPort, agentapi.AgentPort)
 	orDefault(&c.PoolSize, 20)
 	orDefault(&c.MaxClients, 2000)
@@ -161,10 +170,11 @@ func build(c Config) (*gateway, error) {
 		maxPause: c.MaxPause, wake: make(chan struct{}, 1),
 	}
 	g.follower = &follower{
-		shard: c.Shard, identity: identity, host: c.InstancesHost, port: c.AgentPort,
+		name: c.Name, shard: c.Shard, identity: identity, host: c.InstancesHost, port: c.AgentPort,
 		lookup: net.DefaultResolver.LookupHost, apply: g.steer.apply, metrics: g.metrics, clock: c.Clock, log: c.Log,
 		nudge: make(chan struct{}, 1), seen: map[string]*sighting{}, streams: map[string]*stream{}, named: map[string]time.Time{},
 	}
+	g.steer.paused = g.follower.paused
 	for _, addr := range c.Instances {
 		g.follower.named[addr] = c.Clock.Now()
 	}

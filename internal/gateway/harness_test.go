@@ -185,6 +185,7 @@ func newLab(t testing.TB, change func(*Config)) *lab {
 	var wg sync.WaitGroup
 	l.a, l.b = l.newInstance("db-0-aaaaa"), l.newInstance("db-0-bbbbb")
 	for _, i := range []*instance{l.a, l.b} {
+		i.status.ShardEndpoints = []*agentpb.Endpoint{l.a.endpoint(), l.b.endpoint()}
 		wg.Go(func() { i.initdb(bin, verifier) })
 	}
 	wg.Wait()
@@ -196,7 +197,7 @@ func newLab(t testing.TB, change func(*Config)) *lab {
 		Shard: l.shard, Instances: []string{l.a.agentAddr}, ListenHost: "127.0.0.1", ListenPort: l.port,
 		HealthHost: "127.0.0.1", HealthPort: l.health, RunDir: shortDir(t), TLSDir: l.tlsDir, PgBouncer: bouncer,
 		ShutdownDelay: -1, DrainTimeout: 3 * time.Second, MaxPause: 5 * time.Second,
-		PoolerLog: testWriter{t}, Log: slog.New(slog.NewTextHandler(testWriter{t}, nil)),
+		PoolerLog: testWriter{t}, Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	if change != nil {
 		change(&c)
@@ -272,11 +273,12 @@ type instance struct {
 	mu       sync.Mutex
 	status   *agentpb.Status
 	watchers map[chan *agentpb.Status]bool
+	paused   chan struct{}
 	agentpb.UnimplementedAgentServer
 }
 
 func (l *lab) newInstance(name string) *instance {
-	i := &instance{lab: l, name: name, port: freePort(l.t), agentPort: freePort(l.t), watchers: map[chan *agentpb.Status]bool{}}
+	i := &instance{lab: l, name: name, port: freePort(l.t), agentPort: freePort(l.t), watchers: map[chan *agentpb.Status]bool{}, paused: make(chan struct{}, 1)}
 	i.agentAddr = fmt.Sprintf("127.0.0.1:%d", i.agentPort)
 	i.tls = l.leaf(agentapi.RoleAgent, agentapi.ServerName(l.shard))
 	i.status = &agentpb.Status{
@@ -411,7 +413,40 @@ func (i *instance) establish(term uint64) {
 	})
 }
 
-func (i *instance) drain(on bool) { i.say(func(s *agentpb.Status) { s.Draining = on }) }
+func (i *instance) drain(on bool) {
+	select {
+	case <-i.paused:
+	default:
+	}
+	i.say(func(s *agentpb.Status) { s.Draining = on })
+}
+
+// Acknowledge notes that the gateway has paused.
+func (i *instance) Acknowledge(_ context.Context, r *agentpb.AcknowledgeRequest) (*agentpb.AcknowledgeReply, error) {
+	if r.GetPaused() && r.GetTerm() == i.current().GetTerm() {
+		select {
+		case i.paused <- struct{}{}:
+		default:
+		}
+	}
+	return &agentpb.AcknowledgeReply{}, nil
+}
+
+func (i *instance) current() *agentpb.Status {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.status
+}
+
+// awaitPause waits until the gateway has said that it has paused.
+func (i *instance) awaitPause(bound time.Duration) {
+	i.lab.t.Helper()
+	select {
+	case <-i.paused:
+	case <-time.After(bound):
+		require.Fail(i.lab.t, "the gateway has not acknowledged the drain")
+	}
+}
 
 func (i *instance) Watch(_ *agentpb.WatchRequest, stream grpc.ServerStreamingServer[agentpb.Status]) error {
 	updates := make(chan *agentpb.Status, 64)

@@ -33,11 +33,12 @@ func (s *session) run(ctx context.Context) {
 	if t == nil {
 		return
 	}
-	counted := true
+	counted, begin := true, s.hop.clock.Now()
 	loggedIn := func() {
 		if counted {
 			counted = false
 			s.hop.logins.Add(-1)
+			s.hop.log.Debug("login", "took", s.hop.clock.Since(begin), "instance", t.instance, "user", startupUser(s.startup))
 		}
 	}
 	defer loggedIn()
@@ -59,6 +60,8 @@ func (s *session) run(ctx context.Context) {
 		s.park(ctx, t)
 	}
 }
+
+func startupUser(b []byte) string { return string(b[8:]) }
 
 // acquire waits for a target and opens a connection to it, again and again until a server answers. It returns nil when
 // PgBouncer has closed its side or has been told that there is no primary. On success hop.logins counts this session.

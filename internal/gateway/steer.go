@@ -49,6 +49,9 @@ type steer struct {
 	clock    clock.WithTicker
 	log      *slog.Logger
 	maxPause time.Duration
+	// paused tells the primary of a Drain that no transaction runs or begins any more. It is told again and again while
+	// the Drain lasts, since an agent that is asked to drain once more forgets what it was told.
+	paused func(context.Context, Route) error
 
 	wake chan struct{}
 
@@ -103,37 +106,46 @@ func (s *steer) account(old, r Route) {
 // run keeps PgBouncer as the route wants it until the context ends. It is begun anew, with a PgBouncer that is not
 // paused, whenever PgBouncer was started.
 func (s *steer) run(ctx context.Context) {
-	endPause := func() {}
-	defer func() { endPause() }()
-	paused := false
+	var p *pausing
+	defer func() { p.end() }()
 	tick := s.clock.NewTicker(steerWindow)
 	defer tick.Stop()
 	for {
 		_, route, _ := s.gate.state()
-		failed := false
-		switch nextStep(route.Mode, paused, s.gate.held() > s.maxPause) {
+		var retry <-chan time.Time
+		switch nextStep(route.Mode, p != nil, s.gate.held() > s.maxPause) {
 		case pause:
 			if s.settled(ctx) {
-				endPause = s.pause(ctx)
-				paused = true
+				p = s.pause(ctx)
 			}
 		case resume:
-			endPause()
-			endPause = func() {}
-			err := s.console.resume(ctx)
-			failed = err != nil
-			paused = failed
-			s.check(ctx, err)
+			p.end()
+			if err := s.console.resume(ctx); err != nil {
+				s.failed(ctx, err)
+				retry = s.clock.After(steerRetry)
+				break
+			}
+			p = nil
 		case leave:
+			if p == nil {
+				if err := s.console.warm(ctx); err != nil {
+					s.failed(ctx, err)
+				}
+			}
 		}
-		var retry <-chan time.Time
-		if failed {
-			retry = s.clock.After(steerRetry)
+		if p.over() && route.Mode == Drain {
+			if p.err != nil { // try again, within steerWindow
+				p = nil
+			} else if err := s.paused(ctx, route); err != nil {
+				s.log.Warn("the primary's agent cannot be told that the gateway has paused", "error", err)
+			}
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.wake:
+		case <-p.wait():
+			p.heard = true
 		case <-tick.C():
 		case <-retry:
 		}
@@ -151,6 +163,7 @@ func (s *steer) settled(ctx context.Context) bool {
 			return false
 		case <-changed:
 		case <-limit.C():
+			s.log.Warn("a login takes long; pausing all the same", "logins", s.hop.logins.Load())
 			return true
 		case <-s.clock.After(settleStep):
 		}
@@ -159,27 +172,59 @@ func (s *steer) settled(ctx context.Context) bool {
 	return route.Mode == Drain
 }
 
-// pause sends PAUSE in the background and returns how to stop waiting for its answer.
-func (s *steer) pause(ctx context.Context) (end func()) {
+// pausing is a PAUSE that has been sent and not taken back. Its methods may be called on nil: not paused.
+type pausing struct {
+	cancel context.CancelFunc
+	done   chan struct{} // closed when PgBouncer has answered, or failed to
+	err    error         // valid when done
+	heard  bool          // done has been acted on
+}
+
+func (s *steer) pause(ctx context.Context) *pausing {
 	ctx, cancel := context.WithCancel(ctx)
-	done := make(chan struct{})
+	p := &pausing{cancel: cancel, done: make(chan struct{})}
 	go func() {
-		defer close(done)
+		defer close(p.done)
 		begin := s.clock.Now()
-		err := s.console.pause(ctx)
-		if ctx.Err() != nil {
-			return
+		p.err = s.console.pause(ctx)
+		if p.err == nil {
+			s.log.Info("running transactions have ended", "took", s.clock.Since(begin))
 		}
-		s.check(ctx, err)
-		s.log.Info("running transactions have ended", "took", s.clock.Since(begin))
+		s.failed(ctx, p.err)
 	}()
-	return func() {
-		cancel()
-		<-done
+	return p
+}
+
+// end stops waiting for the answer. It does not resume.
+func (p *pausing) end() {
+	if p != nil {
+		p.cancel()
+		<-p.done
 	}
 }
 
-func (s *steer) check(ctx context.Context, err error) {
+// over reports whether every transaction has ended, or the PAUSE has failed.
+func (p *pausing) over() bool {
+	if p == nil {
+		return false
+	}
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// wait is done, once.
+func (p *pausing) wait() <-chan struct{} {
+	if p == nil || p.heard {
+		return nil
+	}
+	return p.done
+}
+
+func (s *steer) failed(ctx context.Context, err error) {
 	if err != nil && ctx.Err() == nil {
 		s.metrics.consoleFailures.Inc()
 		s.log.Error("steering PgBouncer", "error", err)
