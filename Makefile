@@ -47,8 +47,8 @@ test-unit: ## Unit tests with the race detector
 	cd lab && go test -timeout 5m $$(go list ./... | grep -v /cmd/)
 
 .PHONY: test-integration
-test-integration: packages $(BIN)/kube $(BIN)/etcd $(BIN)/kubectl $(BIN)/theseus images ## Against a real kube-apiserver and etcd, real PostgreSQL, real PgBouncer
-	KUBEBUILDER_ASSETS=$(abspath $(BIN)) go test -tags integration -timeout 15m -p 1 ./test/integration/... ./internal/...
+test-integration: packages $(BIN)/kube $(BIN)/etcd $(BIN)/kubectl $(BIN)/theseus images image-operand-15 ## Against a real kube-apiserver and etcd, real PostgreSQL, real PgBouncer
+	KUBEBUILDER_ASSETS=$(abspath $(BIN)) go test -tags integration -timeout 15m -p 1 ./test/integration/... ./internal/... ./images/...
 
 .PHONY: test-lab
 test-lab: packages lab-binaries ## Every verb of the lab
