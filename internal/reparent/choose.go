@@ -29,7 +29,7 @@ type field struct {
 	instances []Instance
 	// following are instances known to be able to follow without having promised: a PRS saw them stream.
 	following []string
-	failed    []string // let us down in this reparent
+	failed    []string // let us down in this reparent: chosen when nobody else is left
 	prefer    string   // the request's To, or the candidate a PRS prepared
 	last      []string // chosen when nobody else can be: the old primary, AwayFrom
 	size      int
@@ -47,6 +47,7 @@ func (f field) rank(a, b Instance) int {
 		return 0
 	}
 	return cmp.Or(
+		cmp.Compare(no(slices.Contains(f.failed, a.Name)), no(slices.Contains(f.failed, b.Name))),
 		cmp.Compare(no(a.Name != f.prefer), no(b.Name != f.prefer)),
 		cmp.Compare(no(slices.Contains(f.last, a.Name)), no(slices.Contains(f.last, b.Name))),
 		cmp.Compare(no(a.Leaving), no(b.Leaving)),
@@ -79,7 +80,7 @@ func (f field) choose() (choice, error) {
 	var reasons []string
 	for _, i := range slices.SortedFunc(slices.Values(f.instances), f.rank) {
 		p, ok := find(electable, i.Name)
-		if !ok || i.Unfit != "" || slices.Contains(f.failed, i.Name) {
+		if !ok || i.Unfit != "" {
 			continue
 		}
 		c, err := f.cohort(p)
@@ -126,10 +127,10 @@ func (f field) cohort(p quorum.Promise) (quorum.Cohort, error) {
 	for _, i := range f.instances {
 		q, promised := find(f.promises, i.Name)
 		switch {
-		case i.Name == p.Instance || slices.Contains(f.failed, i.Name):
+		case i.Name == p.Instance:
 		case promised && prefix(q.Position, p.Position) && (p.Position.LSN-q.Position.LSN <= f.maxLag || old.Has(i.Name)):
 			followers = append(followers, i.Name)
-		case !promised && slices.Contains(f.following, i.Name):
+		case !promised && slices.Contains(f.following, i.Name) && !slices.Contains(f.failed, i.Name):
 			followers = append(followers, i.Name)
 		}
 	}

@@ -49,6 +49,7 @@ type run struct {
 	failed    []string
 	prefer    string
 	noCatchUp bool
+	asked     bool // everybody was asked for a promise of the present term
 	sent      bool // somebody was told to promote in the present term
 	seen      uint64
 
@@ -205,7 +206,7 @@ func (r *run) settle(ctx context.Context) error {
 
 // open takes the lock of a term.
 func (r *run) open(ctx context.Context) error {
-	next := max(r.record.Term(), r.seen) + 1
+	next := max(r.record.Term(), r.seen, r.req.Spent) + 1
 	for _, i := range r.req.Instances {
 		next = max(next, i.Term+1)
 	}
@@ -219,7 +220,7 @@ func (r *run) open(ctx context.Context) error {
 	if err := do(ctx, r.Runtime, r.lim.Store, func(ctx context.Context) error { return r.Journal.Open(ctx, o) }); err != nil {
 		return fmt.Errorf("opening term %d: %w", next, err)
 	}
-	r.term, r.promises, r.sent = next, nil, false
+	r.term, r.promises, r.asked, r.sent = next, nil, false, false
 	return nil
 }
 

@@ -40,6 +40,9 @@ type Request struct {
 	Kind Kind
 	// Term is set when the journal was made with the request; 0 takes the next free term.
 	Term uint64
+	// Spent is the highest term of which a journal is known. One that has no outcome is overtaken: see package verdict for
+	// when to.
+	Spent uint64
 	// To is the instance to promote; "" takes the best placed.
 	To string
 	// AwayFrom must not be the primary afterwards; when it is not now, nothing is done. In an emergency it is the last choice.

@@ -67,9 +67,10 @@ func (r *run) field() field {
 // old primary is asked like everybody: its answer is welcome and not waited for.
 func (r *run) revoke(ctx context.Context) (choice, error) {
 	ch, err := r.field().choose()
-	if err == nil {
+	if err == nil && r.asked {
 		return ch, nil
 	}
+	r.asked = true
 	end := r.phase(PhaseRevoke)
 	var ask []Instance
 	waiting := 0
@@ -105,6 +106,8 @@ func (r *run) revoke(ctx context.Context) (choice, error) {
 			switch {
 			case ch.cohort.Primary == r.prefer || waiting == 0:
 				return Enough
+			case ch.cohort.Primary == r.old:
+				return All // the last choice, while there are others
 			case r.prefer != "":
 				return 4 * r.lim.Grace // it was alive a moment ago, and another choice costs a store
 			}
@@ -114,7 +117,8 @@ func (r *run) revoke(ctx context.Context) (choice, error) {
 		end("%v", over)
 		return ch, over
 	}
-	if err != nil {
+	// Decide again: with nobody left to ask there was no answer to decide on.
+	if ch, err = r.field().choose(); err != nil {
 		r.judged = ch.candidates
 		end("%d promises: %v", len(r.promises), err)
 		return ch, err

@@ -1,0 +1,382 @@
+package reparent
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"k8s.io/utils/clock"
+
+	"theseus.dev/theseus/internal/quorum"
+)
+
+func newRealRuntime() Runtime { return ClockRuntime{clock.RealClock{}} }
+
+// bubble runs a test with virtual time.
+func bubble(t *testing.T, name string, f func(t *testing.T)) {
+	t.Helper()
+	t.Run(name, func(t *testing.T) { synctest.Test(t, f) })
+}
+
+func TestPlannedReparent(t *testing.T) {
+	bubble(t, "the best placed takes over, the old primary is in its cohort", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		in := f.instances()
+		in[1].TimeLeft = 27 * 24 * time.Hour // b
+		start := time.Now()
+		res := f.run(Request{Kind: Planned, Instances: in, Reason: "Requested"})
+		require.Equal(t, Succeeded, res.Outcome, res.Message)
+		require.Equal(t, []string{"b"}, f.serving())
+		require.Equal(t, uint64(6), res.Term)
+		require.True(t, f.record.Settled())
+		require.Equal(t, quorum.Cohort{Term: 6, Primary: "b", Members: []string{"a", "p"}, Acks: 1}, f.record.Cohorts[0])
+		require.Less(t, res.WriteUnavailable, 20*time.Millisecond)
+		require.Less(t, time.Since(start), 100*time.Millisecond)
+		require.Equal(t, []Result{res}, f.closed)
+		for _, p := range f.phases {
+			require.Equal(t, uint64(6), p.Term)
+		}
+		var candidates []string
+		for _, c := range res.Candidates {
+			candidates = append(candidates, c.Instance+":"+c.Refused)
+		}
+		require.Contains(t, candidates, "b:")
+	})
+	bubble(t, "ten in a row", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b", "c", "d")
+		for range 10 {
+			res := f.run(Request{Kind: Planned})
+			require.Equal(t, Succeeded, res.Outcome, res.Message)
+			require.Equal(t, []string{res.NewPrimary}, f.serving())
+			require.Len(t, f.record.Cohorts[0].Members, 4)
+			require.Equal(t, 2, f.record.Cohorts[0].Acks)
+		}
+	})
+	bubble(t, "two instances", func(t *testing.T) {
+		f := newFake(t, "p", "a")
+		require.Equal(t, Succeeded, f.run(Request{Kind: Planned}).Outcome)
+		require.Equal(t, []string{"a"}, f.serving())
+	})
+	bubble(t, "the candidate is killed midway, another takes over and clients never lose the primary", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		go func() {
+			for {
+				f.mu.Lock()
+				if f.inst["p"].drained {
+					f.inst["a"].dead = true
+					f.mu.Unlock()
+					return
+				}
+				f.mu.Unlock()
+				time.Sleep(100 * time.Microsecond)
+			}
+		}()
+		res := f.run(Request{Kind: Planned})
+		require.Equal(t, Succeeded, res.Outcome, res.Message)
+		require.Equal(t, []string{"b"}, f.serving())
+		require.Equal(t, uint64(6), res.Term, "the term named nobody who was told")
+		require.NotContains(t, f.calls, "Promote a")
+	})
+}
+
+func TestRefusals(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		req  Request
+		prep func(f *fakeShard)
+		want string
+	}{
+		{"wrong primary", Request{Kind: Planned, ExpectPrimary: "a"}, nil, "expected was a"},
+		{"wrong primary in an emergency", Request{Kind: Emergency, ExpectPrimary: "a"}, nil, "expected was a"},
+		{"unknown target", Request{Kind: Planned, To: "x"}, nil, "no instance x"},
+		{"to and away from the same", Request{Kind: Planned, To: "a", AwayFrom: "a"}, nil, "to and away"},
+		{"the target lags", Request{Kind: Planned, To: "a"}, func(f *fakeShard) { f.inst["p"].Position.LSN = 1 << 30 }, "behind"},
+		{"the target lags in replay", Request{Kind: Planned, To: "a"}, func(f *fakeShard) {
+			for _, i := range f.inst {
+				i.Position.LSN = 1 << 30
+			}
+		}, "behind in replay"},
+		{"the target is dead", Request{Kind: Planned, To: "a"}, func(f *fakeShard) { f.inst["a"].dead = true }, "does not answer"},
+		{"the target streams from nobody", Request{Kind: Planned, To: "a"}, func(f *fakeShard) { f.inst["a"].Source = "" }, "does not stream"},
+		{"the primary is dead", Request{Kind: Planned}, func(f *fakeShard) { f.inst["p"].dead = true }, "good health"},
+		{"the primary is not established", Request{Kind: Planned}, func(f *fakeShard) { f.inst["p"].Established = false }, "good health"},
+		{"never bootstrapped", Request{Kind: Planned}, func(f *fakeShard) { f.record.Established = 0 }, "no primary yet"},
+		{"invalid record", Request{Kind: Planned}, func(f *fakeShard) { f.record.Cohorts[0].Acks = 9 }, "not valid"},
+		{"a spent term", Request{Kind: Planned, Term: 5}, nil, "spent"},
+		{"an emergency with too few", Request{Kind: Emergency}, func(f *fakeShard) { f.inst["p"].dead, f.inst["a"].dead = true, true }, "too few"},
+		{"the checkpoint hangs", Request{Kind: Planned}, func(f *fakeShard) { f.faults["Checkpoint p"] = hangs }, "checkpoint"},
+		{"the API is down", Request{Kind: Emergency}, func(f *fakeShard) { f.faults["Load"] = hangs }, "cannot be read"},
+	} {
+		bubble(t, tt.name, func(t *testing.T) {
+			f := newFake(t, "p", "a", "b")
+			if tt.prep != nil {
+				tt.prep(f)
+			}
+			before := f.record.Clone()
+			res := f.run(tt.req)
+			require.Equal(t, Refused, res.Outcome)
+			require.Contains(t, res.Message, tt.want)
+			require.Equal(t, before, f.record)
+			for _, c := range f.calls {
+				require.False(t, strings.HasPrefix(c, "Promise") || strings.HasPrefix(c, "Drain") || strings.HasPrefix(c, "Demote"), "%s was called", c)
+			}
+		})
+	}
+	bubble(t, "all candidates are unfit", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		in := f.instances()
+		in[0].Unfit, in[1].Unfit = "condemned", "condemned"
+		require.Equal(t, Refused, f.run(Request{Kind: Planned, Instances: in}).Outcome)
+	})
+	bubble(t, "away from one that is not the primary", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		res := f.run(Request{Kind: Planned, AwayFrom: "a", Term: 6})
+		require.Equal(t, Succeeded, res.Outcome)
+		require.Equal(t, "p", res.NewPrimary)
+		require.Len(t, f.closed, 1, "the request's own journal is closed")
+	})
+	bubble(t, "to the primary", func(t *testing.T) {
+		res := newFake(t, "p", "a", "b").run(Request{Kind: Planned, To: "p"})
+		require.Equal(t, Succeeded, res.Outcome)
+		require.NotEmpty(t, res.Message)
+	})
+	bubble(t, "the term is taken", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		f.opened[6] = "another"
+		require.Equal(t, Overtaken, f.run(Request{Kind: Planned}).Outcome)
+		require.Equal(t, []string{"p"}, f.serving())
+	})
+}
+
+func TestEmergencyReparent(t *testing.T) {
+	bubble(t, "dead primary", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		f.inst["p"].dead = true
+		f.inst["b"].Position.LSN = 1100
+		res := f.run(Request{Kind: Emergency, ExpectPrimary: "p"})
+		require.Equal(t, Succeeded, res.Outcome, res.Message)
+		require.Equal(t, []string{"b"}, f.serving(), "b has more")
+		require.Equal(t, []string{"a"}, f.record.Cohorts[0].Members)
+		require.Less(t, res.WriteUnavailable, 30*time.Millisecond, "nobody waits for the dead")
+	})
+	bubble(t, "the term decides before the LSN", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		f.inst["p"].dead = true
+		f.inst["a"].Position = quorum.Position{WALTerm: 4, LSN: 9999}
+		res := f.run(Request{Kind: Emergency})
+		require.NotEqual(t, "a", res.NewPrimary)
+		require.NotContains(t, f.calls, "Promote a")
+	})
+	bubble(t, "postmaster killed, its agent answers with a tail nobody acknowledged", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		f.inst["p"].Role, f.inst["p"].Established, f.inst["p"].Position.LSN = RoleStopped, false, 1500
+		res := f.run(Request{Kind: Emergency})
+		require.Equal(t, Succeeded, res.Outcome, res.Message)
+		require.NotEqual(t, "p", res.NewPrimary)
+		require.NotContains(t, f.record.Cohorts[0].Members, "p", "it must rewind first")
+	})
+	bubble(t, "nobody but the old primary is proven to have everything", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		f.inst["p"].Role, f.inst["p"].Established, f.inst["p"].Position.LSN = RoleStopped, false, 1500
+		f.inst["b"].dead = true
+		res := f.run(Request{Kind: Emergency})
+		require.Equal(t, Succeeded, res.Outcome, res.Message)
+		require.Equal(t, []string{"p"}, f.serving())
+		require.Equal(t, []string{"a"}, f.record.Cohorts[0].Members)
+	})
+	bubble(t, "alone", func(t *testing.T) {
+		f := newFake(t, "p")
+		f.inst["p"].Role = RoleStopped
+		require.Equal(t, Succeeded, f.run(Request{Kind: Emergency}).Outcome)
+		require.Equal(t, []string{"p"}, f.serving())
+	})
+	bubble(t, "a sick standby is not waited for", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b", "c", "d")
+		f.inst["p"].dead = true
+		f.faults["Promise d"] = hangs
+		res := f.run(Request{Kind: Emergency})
+		require.Equal(t, Succeeded, res.Outcome)
+		require.Less(t, res.WriteUnavailable, 100*time.Millisecond)
+		require.NotContains(t, f.record.Cohorts[0].Members, "d")
+	})
+	bubble(t, "the chosen one dies: another in the next term", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b", "c", "d")
+		f.inst["p"].dead = true
+		f.faults["Promote a"] = loses
+		res := f.run(Request{Kind: Emergency, To: "a"})
+		require.Equal(t, Succeeded, res.Outcome, res.Message)
+		require.Equal(t, uint64(7), res.Term)
+		require.Len(t, f.serving(), 1)
+		require.NotEqual(t, "a", res.NewPrimary)
+		require.True(t, f.record.Settled())
+		require.Len(t, f.closed, 2, "both journals are closed")
+	})
+	bubble(t, "the winner is leaving: a better one catches up from it", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		f.inst["p"].dead = true
+		f.inst["a"].Position.LSN = 1200
+		in := f.instances()
+		in[0].Leaving = true
+		res := f.run(Request{Kind: Emergency, Instances: in})
+		require.Equal(t, Succeeded, res.Outcome, res.Message)
+		require.Equal(t, "b", res.NewPrimary)
+		require.GreaterOrEqual(t, f.inst[res.NewPrimary].Position.LSN, uint64(1200))
+	})
+	bubble(t, "it cannot: the winner is promoted", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		f.inst["p"].dead = true
+		f.inst["a"].Position.LSN = 1200
+		in := f.instances()
+		in[0].Leaving = true
+		f.faults["Follow b"] = refuses
+		res := f.run(Request{Kind: Emergency, Instances: in})
+		require.Equal(t, Succeeded, res.Outcome, res.Message)
+		require.Equal(t, "a", res.NewPrimary)
+	})
+	bubble(t, "overtaken by a higher term", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		f.inst["p"].dead = true
+		in := f.instances()
+		f.inst["b"].Term = 9
+		require.Equal(t, Overtaken, f.run(Request{Kind: Emergency, Instances: in}).Outcome)
+		require.Empty(t, f.serving())
+	})
+	bubble(t, "a begun term must be revoked too", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b", "c", "d")
+		f.record.Cohorts = append(f.record.Cohorts, quorum.Cohort{Term: 6, Primary: "d", Members: []string{"c"}, Acks: 1})
+		for _, i := range f.inst {
+			i.Term = 6
+		}
+		f.inst["p"].dead, f.inst["d"].dead = true, true
+		res := f.run(Request{Kind: Emergency})
+		require.Equal(t, Succeeded, res.Outcome, res.Message)
+		require.Equal(t, uint64(7), res.Term)
+		f = newFake(t, "p", "a", "b", "c", "d")
+		f.record.Cohorts = append(f.record.Cohorts, quorum.Cohort{Term: 6, Primary: "d", Members: []string{"c"}, Acks: 1})
+		f.inst["c"].dead, f.inst["d"].dead = true, true
+		require.Equal(t, Refused, f.run(Request{Kind: Emergency}).Outcome, "d and c may have commits of term 6")
+	})
+	bubble(t, "the keeper changes the cohort in between", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		f.inst["p"].dead = true
+		go func() {
+			time.Sleep(2500 * time.Microsecond) // after the load
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.record, _ = quorum.BeginChange(f.record, []string{"a"}, 1)
+			f.version++
+		}()
+		res := f.run(Request{Kind: Emergency})
+		require.Equal(t, Succeeded, res.Outcome, res.Message)
+		require.True(t, f.record.Settled())
+	})
+}
+
+// TestEveryCallFails lets every kind of call to everybody go wrong in every way, once and for ever, and checks that the
+// shard ends with at most one primary, that the outcome says what is the case, and that it ends in time.
+func TestEveryCallFails(t *testing.T) {
+	methods := []string{"Load", "Store", "Open", "Close"}
+	for _, m := range []string{"Status", "Promise", "Demote", "Promote", "Establish", "Follow", "Checkpoint", "Drain", "Undrain"} {
+		for _, n := range []string{"p", "a", "b"} {
+			methods = append(methods, m+" "+n)
+		}
+	}
+	for _, kind := range []Kind{Planned, Emergency} {
+		for _, sticky := range []bool{false, true} {
+			for _, fl := range []fault{refuses, hangs, loses, late} {
+				for _, m := range methods {
+					name := strings.Join([]string{string(kind), m, string(fl), map[bool]string{false: "once", true: "always"}[sticky]}, "/")
+					bubble(t, name, func(t *testing.T) { failing(t, kind, m, fl, sticky) })
+				}
+			}
+		}
+	}
+}
+
+func failing(t *testing.T, kind Kind, method string, fl fault, sticky bool) {
+	f := newFake(t, "p", "a", "b")
+	if kind == Emergency {
+		f.inst["p"].Role, f.inst["p"].Established = RoleStopped, false
+	}
+	f.faults[method], f.sticky = fl, sticky
+	start := time.Now()
+	res := f.run(Request{Kind: kind})
+	require.Less(t, time.Since(start), 60*time.Second)
+	f.faults = nil
+	time.Sleep(time.Minute) // late calls arrive
+	require.NoError(t, f.record.Validate())
+	serving := f.serving()
+	require.LessOrEqual(t, len(serving), 1)
+	switch res.Outcome {
+	case Succeeded:
+		require.Equal(t, []string{res.NewPrimary}, serving)
+	case Refused, Undone:
+		require.NotEmpty(t, res.Message)
+		if kind == Planned {
+			require.Equal(t, []string{"p"}, serving)
+			if !strings.HasPrefix(method, "Undrain") && fl != late {
+				require.False(t, f.inst["p"].drained)
+			}
+		}
+	default:
+		require.NotEmpty(t, res.Message)
+	}
+	if !sticky && fl != late && !slices.Contains([]string{"Load", "Open"}, method) && !strings.HasPrefix(method, "Checkpoint") && !strings.HasPrefix(method, "Status") {
+		require.Contains(t, []Outcome{Succeeded, Undone}, res.Outcome, "%s: a single failure is survived", res.Message)
+	}
+	for _, i := range f.inst {
+		i.dead = false
+	}
+	if len(serving) == 1 && f.record.InTerm() && f.record.Primary() == serving[0] {
+		return
+	}
+	// Whatever it left behind, the next reparent settles it.
+	var spent uint64
+	for term := range f.opened {
+		spent = max(spent, term)
+	}
+	next := f.run(Request{Kind: Emergency, Spent: spent})
+	require.Equal(t, Succeeded, next.Outcome, "after %s (%s): %s", res.Outcome, res.Message, next.Message)
+	require.True(t, f.record.Settled())
+	require.Equal(t, []string{next.NewPrimary}, f.serving())
+}
+
+func TestCancelled(t *testing.T) {
+	bubble(t, "before the old primary is told to stop everything is undone", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		f.faults["Drain p"] = loses
+		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+		defer cancel()
+		in := f.instances()
+		res := Coordinator{f, f, f, newRealRuntime()}.Run(ctx, Request{Kind: Planned, Instances: in, Size: 2})
+		require.Equal(t, Undone, res.Outcome)
+		require.False(t, f.inst["p"].drained)
+		require.Equal(t, []string{"p"}, f.serving())
+		require.True(t, f.record.Settled())
+	})
+	bubble(t, "afterwards it goes on", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		ctx, cancel := context.WithCancel(context.Background())
+		go func() {
+			for len(f.serving()) > 0 {
+				time.Sleep(100 * time.Microsecond)
+			}
+			cancel()
+		}()
+		res := Coordinator{f, f, f, newRealRuntime()}.Run(ctx, Request{Kind: Planned, Instances: f.instances(), Size: 2})
+		require.Equal(t, Succeeded, res.Outcome, res.Message)
+	})
+}
+
+func TestLimits(t *testing.T) {
+	l := Limits{}.WithDefaults()
+	for _, p := range []PhaseName{PhaseCheck, PhasePrepare, PhaseDrain, PhaseDemote, PhaseRevoke, PhaseCatchUp, PhaseRecord, PhasePromote, PhaseEstablish, PhaseUndo} {
+		require.Positive(t, l.Phase(p))
+		require.Equal(t, l.Phase(p), Limits{}.Phase(p))
+	}
+	require.Equal(t, time.Hour, Limits{Drain: time.Hour}.WithDefaults().Drain)
+}
