@@ -96,6 +96,7 @@ func (f *fakeShard) call(ctx context.Context, method, name string, act func() er
 		delete(f.faults, key)
 	}
 	i := f.inst[name]
+	dead := i != nil && i.dead
 	f.calls = append(f.calls, key)
 	f.mu.Unlock()
 	locked := func() error {
@@ -105,7 +106,7 @@ func (f *fakeShard) call(ctx context.Context, method, name string, act func() er
 	}
 	time.Sleep(time.Millisecond)
 	switch {
-	case i != nil && i.dead, fl == hangs:
+	case dead, fl == hangs:
 		<-ctx.Done()
 		return ctx.Err()
 	case fl == refuses:

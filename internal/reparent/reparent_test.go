@@ -306,7 +306,9 @@ func failing(t *testing.T, kind Kind, method string, fl fault, sticky bool) {
 	start := time.Now()
 	res := f.run(Request{Kind: kind})
 	require.Less(t, time.Since(start), 60*time.Second)
+	f.mu.Lock()
 	f.faults = nil
+	f.mu.Unlock()
 	time.Sleep(time.Minute) // late calls arrive
 	require.NoError(t, f.record.Validate())
 	serving := f.serving()
@@ -327,9 +329,6 @@ func failing(t *testing.T, kind Kind, method string, fl fault, sticky bool) {
 	}
 	if !sticky && fl != late && !slices.Contains([]string{"Load", "Open"}, method) && !strings.HasPrefix(method, "Checkpoint") && !strings.HasPrefix(method, "Status") {
 		require.Contains(t, []Outcome{Succeeded, Undone}, res.Outcome, "%s: a single failure is survived", res.Message)
-	}
-	for _, i := range f.inst {
-		i.dead = false
 	}
 	if len(serving) == 1 && f.record.InTerm() && f.record.Primary() == serving[0] {
 		return
