@@ -306,10 +306,10 @@ func failing(t *testing.T, kind Kind, method string, fl fault, sticky bool) {
 	start := time.Now()
 	res := f.run(Request{Kind: kind})
 	require.Less(t, time.Since(start), 60*time.Second)
+	time.Sleep(time.Minute) // late calls arrive
 	f.mu.Lock()
 	f.faults = nil
 	f.mu.Unlock()
-	time.Sleep(time.Minute) // late calls arrive
 	require.NoError(t, f.record.Validate())
 	serving := f.serving()
 	require.LessOrEqual(t, len(serving), 1)
