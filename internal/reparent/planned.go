@@ -124,12 +124,12 @@ const nearly = 1 << 20
 
 // caughtUp waits until the candidate has flushed and replayed nearly all that the primary had written at some moment.
 func (r *run) caughtUp(ctx context.Context, candidate string, deadline time.Time) bool {
-	primary, err := one(ctx, r.Runtime, r.lim.Status, func(ctx context.Context) (Status, error) { return r.Agents.Status(ctx, r.old) })
+	primary, err := r.status(ctx, r.old)
 	if err != nil {
 		return false
 	}
 	for {
-		st, err := one(ctx, r.Runtime, r.lim.Status, func(ctx context.Context) (Status, error) { return r.Agents.Status(ctx, candidate) })
+		st, err := r.status(ctx, candidate)
 		if err != nil || st.Source != r.old {
 			return false
 		}
@@ -154,8 +154,9 @@ func (r *run) disturb(ctx context.Context) error {
 	}
 	ctx = context.WithoutCancel(ctx)
 	end := r.phase(PhaseDemote)
+	term := r.term
 	p, err := one(ctx, r.Runtime, r.lim.Demote+r.lim.Promise, func(ctx context.Context) (quorum.Promise, error) {
-		return r.Agents.Demote(ctx, r.old, r.term, r.lim.Demote)
+		return r.Agents.Demote(ctx, r.old, term, r.lim.Demote)
 	})
 	if r.overtaken(err) {
 		end("%v", err)
@@ -219,7 +220,7 @@ func (r *run) drain(ctx context.Context) error {
 		end("drain: %v; record: %v", errs[0], errs[1])
 		return err
 	}
-	st, err := one(ctx, r.Runtime, r.lim.Status, func(ctx context.Context) (Status, error) { return r.Agents.Status(ctx, r.prefer) })
+	st, err := r.status(ctx, r.prefer)
 	if err != nil || st.Source != r.old {
 		// The takeover could choose another one too, but only after waiting for this one with the primary stopped.
 		end("%s was lost: %v", r.prefer, err)

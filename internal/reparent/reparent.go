@@ -24,15 +24,16 @@ func (c Coordinator) Run(ctx context.Context, req Request) Result {
 	err := r.run(ctx)
 	res := r.result(err)
 	if r.term != 0 || req.Term != 0 {
-		ctx := context.WithoutCancel(ctx)
-		if e := do(ctx, r.Runtime, r.lim.Store, func(ctx context.Context) error { return r.Journal.Close(ctx, res) }); e != nil {
+		ctx, closing := context.WithoutCancel(ctx), res
+		if e := do(ctx, r.Runtime, r.lim.Store, func(ctx context.Context) error { return r.Journal.Close(ctx, closing) }); e != nil {
 			res.Message = join(res.Message, fmt.Sprintf("the journal could not be closed: %v", e))
 		}
 	}
 	return res
 }
 
-// run is the state of one reparent.
+// run is the state of one reparent. Calls that were given up may still be running, so what they use is passed to them by
+// value: the fields are for the goroutine of Run alone.
 type run struct {
 	Coordinator
 	req Request
@@ -135,9 +136,8 @@ func (r *run) succeed(ctx context.Context) error {
 		if !r.sent {
 			continue // nobody was told to promote: the term is still good
 		}
-		_ = do(ctx, r.Runtime, r.lim.Store, func(ctx context.Context) error {
-			return r.Journal.Close(ctx, Result{Outcome: Failed, Term: r.term, OldPrimary: r.old, Candidates: r.judged, Message: fmt.Sprintf("%v; it goes on in a higher term", err)})
-		})
+		spent := Result{Outcome: Failed, Term: r.term, OldPrimary: r.old, Candidates: r.judged, Message: fmt.Sprintf("%v; it goes on in a higher term", err)}
+		_ = do(ctx, r.Runtime, r.lim.Store, func(ctx context.Context) error { return r.Journal.Close(ctx, spent) })
 		if e := r.load(ctx); e != nil {
 			return fmt.Errorf("%w; and %w", err, e)
 		}
@@ -193,7 +193,7 @@ func (r *run) settle(ctx context.Context) error {
 	if latest.Term == r.record.Established {
 		return nil
 	}
-	st, err := one(ctx, r.Runtime, r.lim.Status, func(ctx context.Context) (Status, error) { return r.Agents.Status(ctx, latest.Primary) })
+	st, err := r.status(ctx, latest.Primary)
 	if err != nil || st.Role != RolePrimary || !st.Established || st.Term != latest.Term {
 		return nil // a term left behind: the takeover revokes it
 	}
@@ -239,9 +239,14 @@ func (r *run) load(ctx context.Context) error {
 	return err
 }
 
+func (r *run) status(ctx context.Context, name string) (Status, error) {
+	return one(ctx, r.Runtime, r.lim.Status, func(ctx context.Context) (Status, error) { return r.Agents.Status(ctx, name) })
+}
+
 // store replaces the record by one derived from r.record.
 func (r *run) store(ctx context.Context, next quorum.Record) error {
-	v, err := one(ctx, r.Runtime, r.lim.Store, func(ctx context.Context) (Version, error) { return r.Records.Store(ctx, r.version, next) })
+	at := r.version
+	v, err := one(ctx, r.Runtime, r.lim.Store, func(ctx context.Context) (Version, error) { return r.Records.Store(ctx, at, next) })
 	if err == nil {
 		r.record, r.version = next, v
 	}

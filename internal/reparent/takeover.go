@@ -83,6 +83,7 @@ func (r *run) revoke(ctx context.Context) (choice, error) {
 		}
 	}
 	var over error
+	term := r.term
 	each(ctx, r.Runtime, r.lim.Promise, len(ask),
 		func(ctx context.Context, i int) (quorum.Promise, error) {
 			return r.Agents.Promise(ctx, ask[i].Name, r.term)
@@ -130,11 +131,11 @@ func (r *run) revoke(ctx context.Context) (choice, error) {
 // catchUp has the chosen instance stream what it lacks from the one that has it. The deadline is short: clients wait.
 func (r *run) catchUp(ctx context.Context, ch choice) bool {
 	end := r.phase(PhaseCatchUp)
-	name := ch.cohort.Primary
-	err := do(ctx, r.Runtime, r.lim.Promise, func(ctx context.Context) error { return r.Agents.Follow(ctx, name, r.term, ch.catchUp, nil) })
+	name, term := ch.cohort.Primary, r.term
+	err := do(ctx, r.Runtime, r.lim.Promise, func(ctx context.Context) error { return r.Agents.Follow(ctx, name, term, ch.catchUp, nil) })
 	deadline := r.Runtime.Now().Add(r.lim.Phase(PhaseCatchUp))
 	for err == nil {
-		st, e := one(ctx, r.Runtime, r.lim.Status, func(ctx context.Context) (Status, error) { return r.Agents.Status(ctx, name) })
+		st, e := r.status(ctx, name)
 		if e == nil && st.Term == r.term && !st.Diverged && st.Position.Compare(ch.position) >= 0 {
 			for i := range r.promises {
 				if r.promises[i].Instance == name {
@@ -216,7 +217,7 @@ func (r *run) promote(ctx context.Context, ch choice) ([]Timeline, error) {
 
 // establish has everybody follow the new primary while it writes the row of the journal, which waits for them.
 func (r *run) establish(ctx context.Context, ch choice, timelines []Timeline) error {
-	name := ch.cohort.Primary
+	name, term := ch.cohort.Primary, r.term
 	end := r.phase(PhaseEstablish)
 	var followers []string
 	for _, i := range r.req.Instances {
@@ -230,9 +231,9 @@ func (r *run) establish(ctx context.Context, ch choice, timelines []Timeline) er
 	each(ctx, r.Runtime, r.lim.Establish, 1+len(followers),
 		func(ctx context.Context, i int) (struct{}, error) {
 			if i == 0 {
-				return struct{}{}, r.Agents.Establish(ctx, name, r.term, r.req.Kind, r.req.Reason)
+				return struct{}{}, r.Agents.Establish(ctx, name, term, r.req.Kind, r.req.Reason)
 			}
-			return struct{}{}, r.Agents.Follow(ctx, followers[i-1], r.term, name, timelines)
+			return struct{}{}, r.Agents.Follow(ctx, followers[i-1], term, name, timelines)
 		},
 		func(i int, _ struct{}, e error) time.Duration {
 			switch {
