@@ -86,7 +86,7 @@ func (r *run) revoke(ctx context.Context) (choice, error) {
 	term := r.term
 	each(ctx, r.Runtime, r.lim.Promise, len(ask),
 		func(ctx context.Context, i int) (quorum.Promise, error) {
-			return r.Agents.Promise(ctx, ask[i].Name, r.term)
+			return r.Agents.Promise(ctx, ask[i].Name, term)
 		},
 		func(i int, p quorum.Promise, e error) time.Duration {
 			if ask[i].Reachable {
