@@ -13,7 +13,7 @@ func CohortToPB(c *quorum.Cohort) *agentpb.Cohort {
 	if c == nil {
 		return nil
 	}
-	return &agentpb.Cohort{Term: c.Term, Primary: c.Primary, Members: slices.Clone(c.Members), Acks: uint32(max(c.Acks, 0))}
+	return &agentpb.Cohort{Term: c.Term, Primary: c.Primary, Members: slices.Clone(c.Members), Acks: uint32(max(c.Acks, 0)), Revision: c.Revision}
 }
 
 // CohortFromPB converts; nil stays nil. Members are sorted and made unique.
@@ -23,7 +23,7 @@ func CohortFromPB(c *agentpb.Cohort) *quorum.Cohort {
 	}
 	members := slices.Clone(c.Members)
 	slices.Sort(members)
-	return &quorum.Cohort{Term: c.Term, Primary: c.Primary, Members: slices.Compact(members), Acks: int(c.Acks)}
+	return &quorum.Cohort{Term: c.Term, Primary: c.Primary, Members: slices.Compact(members), Acks: int(c.Acks), Revision: c.Revision}
 }
 
 // PositionFromPB converts. The timeline is dropped: the term decides.

@@ -153,11 +153,13 @@ func (x *Position) GetTimeline() uint32 {
 
 // Cohort mirrors quorum.Cohort.
 type Cohort struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
-	Primary       string                 `protobuf:"bytes,2,opt,name=primary,proto3" json:"primary,omitempty"`
-	Members       []string               `protobuf:"bytes,3,rep,name=members,proto3" json:"members,omitempty"`
-	Acks          uint32                 `protobuf:"varint,4,opt,name=acks,proto3" json:"acks,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Term    uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
+	Primary string                 `protobuf:"bytes,2,opt,name=primary,proto3" json:"primary,omitempty"`
+	Members []string               `protobuf:"bytes,3,rep,name=members,proto3" json:"members,omitempty"`
+	Acks    uint32                 `protobuf:"varint,4,opt,name=acks,proto3" json:"acks,omitempty"`
+	// Revision orders the cohorts of one term; a primary refuses a lower one than it uses.
+	Revision      uint64 `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -216,6 +218,13 @@ func (x *Cohort) GetMembers() []string {
 func (x *Cohort) GetAcks() uint32 {
 	if x != nil {
 		return x.Acks
+	}
+	return 0
+}
+
+func (x *Cohort) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
 	}
 	return 0
 }
@@ -2330,12 +2339,13 @@ const file_internal_agentapi_agentpb_agent_proto_rawDesc = "" +
 	"\bPosition\x12\x19\n" +
 	"\bwal_term\x18\x01 \x01(\x04R\awalTerm\x12\x10\n" +
 	"\x03lsn\x18\x02 \x01(\x04R\x03lsn\x12\x1a\n" +
-	"\btimeline\x18\x03 \x01(\rR\btimeline\"d\n" +
+	"\btimeline\x18\x03 \x01(\rR\btimeline\"\x80\x01\n" +
 	"\x06Cohort\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x18\n" +
 	"\aprimary\x18\x02 \x01(\tR\aprimary\x12\x18\n" +
 	"\amembers\x18\x03 \x03(\tR\amembers\x12\x12\n" +
-	"\x04acks\x18\x04 \x01(\rR\x04acks\">\n" +
+	"\x04acks\x18\x04 \x01(\rR\x04acks\x12\x1a\n" +
+	"\brevision\x18\x05 \x01(\x04R\brevision\">\n" +
 	"\fTimelineTerm\x12\x1a\n" +
 	"\btimeline\x18\x01 \x01(\rR\btimeline\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\"~\n" +
