@@ -268,28 +268,34 @@ func (g *gateway) shutdown(leave func(), ended <-chan struct{}) {
 // attend steers, watches and reloads one PgBouncer process until it ends.
 func (g *gateway) attend(ctx context.Context) {
 	g.console.reset()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	wg.Go(func() { g.steer.run(ctx) })
+	var steering sync.WaitGroup
+	defer steering.Wait()
+	answered := false
 	stamp := g.stamp()
 	for ctx.Err() == nil {
-		if pools, err := g.console.pools(ctx); err == nil {
+		pools, err := g.console.pools(ctx)
+		switch {
+		case err == nil:
 			g.health.poolerAnswered()
 			for column, sum := range pools {
 				g.metrics.pool.WithLabelValues(column).Set(sum)
 			}
-		} else if ctx.Err() == nil && g.health.spoke.Load() {
+			if !answered {
+				answered = true
+				steering.Go(func() { g.steer.run(ctx) })
+			}
+		case answered && ctx.Err() == nil:
 			g.metrics.consoleFailures.Inc()
 			g.config.Log.Error("asking PgBouncer for its pools", "error", err)
 		}
-		if now := g.stamp(); now != stamp && g.console.reload(ctx) == nil {
+		if now := g.stamp(); answered && now != stamp && g.console.reload(ctx) == nil {
 			stamp = now
 			g.metrics.poolerReloads.Inc()
 			g.config.Log.Info("PgBouncer was given the new certificate")
 		}
 		wait := pollEvery
-		if !g.health.spoke.Load() {
-			wait = pollEvery / 40
+		if !answered {
+			wait = pollStart
 		}
 		select {
 		case <-ctx.Done():

@@ -14,10 +14,11 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// Bounds of health. pollEvery is how often PgBouncer is asked for its pools; one that has not answered for
+// Bounds of health. pollEvery is how often PgBouncer is asked for its pools, pollStart the same while it starts; one that has not answered for
 // deafAfter is not ready, and for deadAfter is not alive.
 const (
 	pollEvery = 2 * time.Second
+	pollStart = 20 * time.Millisecond
 	deafAfter = 6 * time.Second
 	deadAfter = 20 * time.Second
 )

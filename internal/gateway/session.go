@@ -153,10 +153,12 @@ func (s *session) attempt(ctx context.Context, t *target) (*upstream, []byte, er
 	ctx, end := context.WithTimeout(ctx, openTimeout)
 	defer end()
 	defer context.AfterFunc(t.ctx, end)()
+	begin := s.hop.clock.Now()
 	up, err := s.hop.dial(ctx, t)
 	if err != nil {
 		return nil, nil, err
 	}
+	dialed := s.hop.clock.Since(begin)
 	release := context.AfterFunc(ctx, up.cut)
 	first, err := s.greet(up)
 	if err == nil && !release() {
@@ -166,6 +168,7 @@ func (s *session) attempt(ctx context.Context, t *target) (*upstream, []byte, er
 		up.cut()
 		return nil, nil, err
 	}
+	s.hop.log.Debug("server connection", "dial", dialed, "answer", s.hop.clock.Since(begin)-dialed)
 	return up, first, nil
 }
 

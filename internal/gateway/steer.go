@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/utils/clock"
@@ -12,7 +13,7 @@ import (
 // Bounds of steering. settle is how long a pause waits for logins under way: PAUSE closes those, and PgBouncer
 // would then fail the next client that comes before the pool has logged in again.
 const (
-	settle      = 100 * time.Millisecond
+	settle      = 500 * time.Millisecond
 	settleStep  = 2 * time.Millisecond
 	steerRetry  = 50 * time.Millisecond
 	steerWindow = 250 * time.Millisecond
@@ -53,7 +54,8 @@ type steer struct {
 	// the Drain lasts, since an agent that is asked to drain once more forgets what it was told.
 	paused func(context.Context, Route) error
 
-	wake chan struct{}
+	wake    chan struct{}
+	telling atomic.Bool
 
 	mu       sync.Mutex
 	left     time.Time // when serving ended, zero while serving
@@ -136,8 +138,8 @@ func (s *steer) run(ctx context.Context) {
 		if p.over() && route.Mode == Drain {
 			if p.err != nil { // try again, within steerWindow
 				p = nil
-			} else if err := s.paused(ctx, route); err != nil {
-				s.log.Warn("the primary's agent cannot be told that the gateway has paused", "error", err)
+			} else {
+				s.tell(ctx, route)
 			}
 		}
 		select {
@@ -150,6 +152,19 @@ func (s *steer) run(ctx context.Context) {
 		case <-retry:
 		}
 	}
+}
+
+// tell says that the gateway has paused, in the background: a resume must not wait for an agent.
+func (s *steer) tell(ctx context.Context, r Route) {
+	if !s.telling.CompareAndSwap(false, true) {
+		return
+	}
+	go func() {
+		defer s.telling.Store(false)
+		if err := s.paused(ctx, r); err != nil && ctx.Err() == nil {
+			s.log.Warn("the primary's agent cannot be told that the gateway has paused", "error", err)
+		}
+	}()
 }
 
 // settled waits for the logins under way, at most settle; it returns false when the pause is not wanted any more.
