@@ -149,7 +149,7 @@ func (a *Agent) prepareSeed(ctx context.Context, req *agentpb.SeedRequest) error
 		*s = State{
 			Term: req.GetTerm(), Promised: s.Promised, Endpoints: s.Endpoints, Parameters: s.Parameters,
 			Timelines: agentapi.TimelineTermsFromPB(req.GetTimelineTerms()), Follow: target(req.GetTerm(), req.GetPrimary()),
-			Halted: "seeding",
+			Halted: haltedSeeding,
 		}
 		return nil
 	})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -33,45 +34,138 @@ func (a *Agent) Follow(ctx context.Context, req *agentpb.FollowRequest) (*agentp
 		return nil, refuse("there is no data directory; it has to be seeded")
 	}
 	whom := target(req.GetTerm(), req.GetPrimary())
-	wasPrimary, err := a.acceptFollow(ctx, req, whom)
+	st := a.snapshot()
+	if err := lowerTerm(st.Term, req.GetTerm()); err != nil {
+		return nil, err
+	}
+	if st.Intent != 0 && req.GetTerm() > st.Term {
+		if err := a.endIntent(ctx); err != nil {
+			return nil, failed(err)
+		}
+	}
+	stale, err := a.acceptFollow(ctx, agentapi.TimelineTermsFromPB(req.GetTimelineTerms()), whom)
 	if err != nil {
 		return nil, failed(err)
 	}
-	if wasPrimary || a.isPrimary() {
-		if _, err := a.stopPrimary(ctx, postgres.Fast); err != nil {
+	if a.isPrimary() {
+		if _, err := a.stopPrimary(ctx, postgres.Immediate); err != nil {
+			return nil, failed(err)
+		}
+	}
+	if len(stale) > 0 {
+		if err := a.forgetTimelines(ctx, stale); err != nil {
 			return nil, failed(err)
 		}
 	}
 	return a.follow(ctx, whom, time.Duration(req.GetRewindTimeoutMs())*time.Millisecond)
 }
 
-func (a *Agent) acceptFollow(ctx context.Context, req *agentpb.FollowRequest, whom *Target) (wasPrimary bool, err error) {
-	theirs := agentapi.TimelineTermsFromPB(req.GetTimelineTerms())
-	err = a.update(ctx, func(s *State) error {
-		if err := lowerTerm(s.Term, req.GetTerm()); err != nil {
-			return err
+// acceptFollow persists whom to follow and the terms of its timelines, before any of its WAL is taken. stale are
+// timelines that this instance has heard of from an earlier primary, and that have begun in another term on this one.
+func (a *Agent) acceptFollow(ctx context.Context, theirs map[uint32]uint64, whom *Target) (stale []uint32, err error) {
+	own := a.timeline(ctx)
+	err = a.update(ctx, func(s *State) (err error) {
+		stale, err = s.follow(whom, theirs, own)
+		return err
+	})
+	return stale, err
+}
+
+// follow makes s a state that follows whom. own is the timeline of the last record here, 0 if that is not known.
+//
+// Two promotions, at least one of which failed, can pick the same number for their timelines. A WAL that has records of
+// such a timeline has diverged although PostgreSQL would not notice. One that only heard of it has to forget it.
+func (s *State) follow(whom *Target, theirs map[uint32]uint64, own uint32) (stale []uint32, err error) {
+	switch {
+	case whom.Term < s.Term:
+		return nil, lowerTerm(s.Term, whom.Term)
+	case s.Term == whom.Term && (s.Primary != nil || s.Intent == s.Term):
+		return nil, refuse("this instance was promoted in term %d", s.Term)
+	case s.Bootstrapping:
+		return nil, refuse("the data directory is not whole")
+	}
+	s.Term, s.Follow, s.Primary, s.Fenced = whom.Term, whom, nil, ""
+	if s.Diverged != "" || s.Rewinding {
+		return nil, nil
+	}
+	if s.Timelines == nil {
+		s.Timelines = map[uint32]uint64{}
+	}
+	for _, tli := range slices.Sorted(maps.Keys(theirs)) {
+		ours, known := s.Timelines[tli]
+		if known && ours != theirs[tli] {
+			if own == 0 || own >= tli {
+				s.Diverged = fmt.Sprintf("timeline %d began in term %d here and in term %d on %s", tli, ours, theirs[tli], whom.Instance)
+				return nil, nil
+			}
+			stale = append(stale, tli)
 		}
-		if s.Term == req.GetTerm() && (s.Primary != nil || s.Intent == s.Term) {
-			return refuse("this instance was promoted in term %d", s.Term)
+		s.Timelines[tli] = theirs[tli]
+	}
+	return stale, nil
+}
+
+// timeline is that of the last record here, 0 if it cannot be known.
+func (a *Agent) timeline(ctx context.Context) uint32 {
+	ctx, cancel := context.WithTimeout(ctx, compareTimeout)
+	defer cancel()
+	if a.pg.Running() {
+		pos, err := a.pg.Position(ctx)
+		if err != nil {
+			return 0
 		}
-		if s.Bootstrapping {
-			return refuse("the data directory is not whole")
+		return pos.Timeline
+	}
+	control, err := a.pg.Control(ctx)
+	if err != nil {
+		return 0
+	}
+	if control.WasPrimary() {
+		if pos, err := a.stoppedEnd(ctx, control); err == nil {
+			return pos.Timeline
 		}
-		wasPrimary = s.Primary != nil
-		s.Term, s.Follow, s.Primary, s.Fenced = req.GetTerm(), whom, nil, ""
-		if tli := s.conflicting(theirs); tli != 0 && s.Diverged == "" {
-			s.Diverged = fmt.Sprintf("timeline %d began in term %d here and in term %d on %s", tli, s.Timelines[tli], theirs[tli], whom.Instance)
-		}
-		if s.Diverged != "" || s.Rewinding {
-			return nil
-		}
+		return 0
+	}
+	return max(control.Checkpoint.Timeline, control.MinRecovery.Timeline)
+}
+
+// endIntent ends an interrupted promotion for good: whatever timeline it has begun is attributed to its term.
+func (a *Agent) endIntent(ctx context.Context) error {
+	if _, err := a.stopPrimary(ctx, postgres.Immediate); err != nil {
+		return err
+	}
+	// Even one that never left recovery may have written the beginning of its timeline.
+	begun := a.pg.NewestTimeline()
+	return a.update(ctx, func(s *State) error {
+		s.attribute(begun)
+		s.Halted = "a promotion was interrupted"
+		return nil
+	})
+}
+
+// attribute ends the intent: a timeline that nobody told of was begun by it. 0 is none.
+func (s *State) attribute(begun uint32) {
+	if s.Intent != 0 && begun != 0 {
 		if s.Timelines == nil {
 			s.Timelines = map[uint32]uint64{}
 		}
-		maps.Copy(s.Timelines, theirs)
+		if _, known := s.Timelines[begun]; !known {
+			s.Timelines[begun] = s.Intent
+		}
+	}
+	s.Intent = 0
+}
+
+// forgetTimelines removes what an earlier primary told of timelines that this one counts differently.
+func (a *Agent) forgetTimelines(ctx context.Context, stale []uint32) error {
+	if !a.pg.KnowsTimelines(stale) {
 		return nil
-	})
-	return wasPrimary, err
+	}
+	a.log.Warn("forgetting timelines of a failed promotion", "timelines", stale)
+	if _, err := a.pg.Stop(ctx, postgres.Fast); err != nil {
+		return err
+	}
+	return a.pg.ForgetTimelines(stale)
 }
 
 // follow points this instance at whom. A running standby is pointed there first and compared afterwards: PostgreSQL
@@ -158,8 +252,7 @@ func incompatible(system uint64, mine postgres.Position, primary postgres.Identi
 	return ""
 }
 
-// fitsStopped is fits for an instance whose PostgreSQL is down. Only after a clean stop is the end of the WAL known
-// without recovery.
+// fitsStopped is fits for an instance whose PostgreSQL is down.
 func (a *Agent) fitsStopped(ctx context.Context, up postgres.Upstream) (why string, err error) {
 	control, err := a.pg.Control(ctx)
 	if err != nil {
@@ -168,12 +261,9 @@ func (a *Agent) fitsStopped(ctx context.Context, up postgres.Upstream) (why stri
 	if !control.WasPrimary() {
 		return "", nil // a standby: streaming will show
 	}
-	if !control.Clean() {
-		return "it was a primary and did not stop cleanly", nil
-	}
-	pos, err := a.pg.ShutdownPosition(control)
+	pos, err := a.stoppedEnd(ctx, control)
 	if err != nil {
-		return "", err
+		return fmt.Sprintf("it was a primary, and the end of its WAL cannot be read: %v", err), nil
 	}
 	ask, cancel := context.WithTimeout(ctx, compareTimeout)
 	defer cancel()

@@ -26,22 +26,30 @@ func (a *Agent) Promise(ctx context.Context, req *agentpb.PromiseRequest) (*agen
 		return nil, err
 	}
 	defer done()
-	wasPrimary := false
-	err = a.update(ctx, func(s *State) error {
-		wasPrimary = s.Primary != nil
-		return s.promise(req.GetTerm())
-	})
-	if err != nil {
+	if err := a.acceptPromise(ctx, req.GetTerm()); err != nil {
 		a.log.Warn("promise refused", "term", req.GetTerm(), "coordinator", req.GetCoordinator(), "error", err)
 		return nil, failed(err)
 	}
-	reply, err := a.revoke(ctx, wasPrimary || a.isPrimary(), postgres.Immediate)
+	reply, err := a.revoke(ctx)
 	if err != nil {
 		return nil, failed(err)
 	}
 	a.log.Info("promised", "term", req.GetTerm(), "coordinator", req.GetCoordinator(), "walTerm", reply.GetFlushed().GetWalTerm(),
 		"lsn", postgres.LSN(reply.GetFlushed().GetLsn()).String(), "wasPrimary", reply.GetWasPrimary())
 	return reply, nil
+}
+
+// acceptPromise persists the promise. A primary on a volume that does not take it is stopped all the same: it can
+// promise nothing, but a term that somebody wants to leave is better not served from a stalled volume. What it may do
+// later its cohort decides.
+func (a *Agent) acceptPromise(ctx context.Context, term uint64) error {
+	err := a.update(ctx, func(s *State) error { return s.promise(term) })
+	if status.Code(err) == codes.Unavailable && a.isPrimary() {
+		if _, serr := a.pg.Stop(ctx, postgres.Immediate); serr != nil {
+			a.log.Error("a primary on a stalled volume does not stop", "error", serr)
+		}
+	}
+	return err
 }
 
 // promise makes s a state that has promised term, or refuses. A term in which this instance already follows or leads
@@ -56,8 +64,8 @@ func (s *State) promise(term uint64) error {
 	if term == s.Term && (s.Follow != nil || s.Primary != nil || s.Intent == term) {
 		return refuse("term %d was promised and has begun", term)
 	}
-	if s.Primary != nil {
-		s.Halted = "was the primary of an earlier term"
+	if s.Primary != nil || s.Intent != 0 && s.Halted == "" {
+		s.Halted = "was promoted in an earlier term"
 	}
 	s.Term, s.Promised, s.Follow, s.Primary = term, term, nil, nil
 	return nil
@@ -69,19 +77,26 @@ func (a *Agent) isPrimary() bool {
 	return a.live.role == agentpb.Role_PRIMARY
 }
 
-// revoke makes sure that this instance acknowledges nothing more, and says where its WAL ends.
-func (a *Agent) revoke(ctx context.Context, wasPrimary bool, mode postgres.StopMode) (*agentpb.PromiseReply, error) {
-	if wasPrimary {
-		return a.stopPrimary(ctx, mode)
-	}
+// revoke makes sure that this instance acknowledges nothing more, and says where its WAL ends. The promise is
+// persisted already.
+func (a *Agent) revoke(ctx context.Context) (*agentpb.PromiseReply, error) {
 	st := a.snapshot()
 	reply := &agentpb.PromiseReply{Term: st.Term, TimelineTerms: agentapi.TimelineTermsToPB(st.Timelines), Flushed: &agentpb.Position{}}
-	if st.Halted != "" && st.Diverged == "" && a.wasPrimaryOnDisk() {
-		reply.WasPrimary = true // repeated call
-		return a.stoppedPosition(ctx, reply)
-	}
-	if a.seedingNow() || st.Diverged != "" || !a.pg.Initialised() || st.Bootstrapping {
+	if a.seedingNow() || st.Diverged != "" || st.Rewinding || st.Bootstrapping || st.Halted == haltedSeeding || !a.pg.Initialised() {
 		return reply, nil // has nothing to acknowledge with, and nothing to offer
+	}
+	if st.Halted != "" {
+		control, err := a.stopPrimary(ctx, postgres.Immediate)
+		if err != nil {
+			return nil, err
+		}
+		if control.WasPrimary() {
+			return a.stoppedPosition(ctx, control, reply)
+		}
+		// An interrupted promotion that never left recovery: a standby like any other.
+		if err := a.update(ctx, func(s *State) error { s.Halted = ""; return nil }); err != nil {
+			return nil, err
+		}
 	}
 	if err := a.pg.StopReceiver(ctx); err != nil {
 		return nil, err
@@ -98,6 +113,11 @@ func (a *Agent) revoke(ctx context.Context, wasPrimary bool, mode postgres.StopM
 	if err != nil {
 		return nil, err
 	}
+	if st.Intent != 0 {
+		if err := a.update(ctx, func(s *State) error { s.attribute(pos.Timeline); return nil }); err != nil {
+			return nil, err
+		}
+	}
 	return a.positioned(reply, pos)
 }
 
@@ -107,55 +127,48 @@ func (a *Agent) seedingNow() bool {
 	return a.live.seed != nil
 }
 
-// stopPrimary stops a primary's PostgreSQL and measures. An immediate stop leaves no exact end of WAL; then the last
-// position seen is answered, which is a lower bound.
-func (a *Agent) stopPrimary(ctx context.Context, mode postgres.StopMode) (*agentpb.PromiseReply, error) {
-	begun := time.Now()
+// stopPrimary stops a primary's PostgreSQL, says so to everybody, and reads what it left.
+func (a *Agent) stopPrimary(ctx context.Context, mode postgres.StopMode) (control postgres.Control, err error) {
+	begun, running := time.Now(), a.pg.Running()
 	clean, err := a.pg.Stop(ctx, mode)
 	a.mu.Lock()
 	a.live.role, a.live.established, a.live.draining, a.live.cohort = agentpb.Role_STOPPED, false, false, nil
 	a.mu.Unlock()
 	a.publish()
 	if err != nil {
-		return nil, err
+		return control, err
 	}
-	a.log.Info("primary stopped", "clean", clean, "took", time.Since(begun).Round(time.Millisecond))
-	st := a.snapshot()
-	reply := &agentpb.PromiseReply{Term: st.Term, WasPrimary: true, TimelineTerms: agentapi.TimelineTermsToPB(st.Timelines), Flushed: &agentpb.Position{}}
-	return a.stoppedPosition(ctx, reply)
+	if running {
+		a.log.Info("primary stopped", "clean", clean, "took", time.Since(begun).Round(time.Millisecond))
+	}
+	return a.pg.Control(ctx)
 }
 
-// stoppedPosition fills in the end of a stopped primary's WAL: exact after a clean stop.
-func (a *Agent) stoppedPosition(ctx context.Context, reply *agentpb.PromiseReply) (*agentpb.PromiseReply, error) {
-	control, err := a.pg.Control(ctx)
+// stoppedPosition fills in the end of a stopped primary's WAL: the shutdown checkpoint's, or what crash recovery
+// would find. Should that fail, the last position seen is answered as a lower bound.
+func (a *Agent) stoppedPosition(ctx context.Context, control postgres.Control, reply *agentpb.PromiseReply) (*agentpb.PromiseReply, error) {
+	reply.WasPrimary = true
+	reply.CleanShutdown = control.Clean()
+	pos, err := a.stoppedEnd(ctx, control)
 	if err != nil {
-		return nil, err
+		a.log.Warn("the end of WAL cannot be read", "error", err)
+		reply.LowerBound = true
+		a.mu.Lock()
+		pos = a.live.lastFlushed
+		a.mu.Unlock()
 	}
-	if control.Clean() {
-		pos, err := a.pg.ShutdownPosition(control)
-		if err != nil {
-			return nil, err
-		}
-		reply.CleanShutdown = true
-		return a.positioned(reply, pos)
-	}
-	a.mu.Lock()
-	pos := a.live.lastFlushed
-	a.mu.Unlock()
 	if pos.LSN < control.Checkpoint.LSN {
 		pos = control.Checkpoint
 	}
 	return a.positioned(reply, pos)
 }
 
-func (a *Agent) wasPrimaryOnDisk() bool {
-	if a.pg.Running() || !a.pg.Initialised() {
-		return false
+// stoppedEnd is where the WAL of a stopped primary ends.
+func (a *Agent) stoppedEnd(ctx context.Context, control postgres.Control) (postgres.Position, error) {
+	if control.Clean() {
+		return a.pg.ShutdownPosition(control)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	control, err := a.pg.Control(ctx)
-	return err == nil && control.WasPrimary()
+	return a.pg.EndOfWAL(ctx, control)
 }
 
 func (a *Agent) positioned(reply *agentpb.PromiseReply, pos postgres.Position) (*agentpb.PromiseReply, error) {
@@ -180,24 +193,20 @@ func (a *Agent) Demote(ctx context.Context, req *agentpb.DemoteRequest) (*agentp
 		return nil, err
 	}
 	defer done()
-	wasPrimary := false
-	err = a.update(ctx, func(s *State) error {
-		wasPrimary = s.Primary != nil
-		if err := s.promise(req.GetTerm()); err != nil {
-			return err
-		}
-		if s.Halted == "" {
-			s.Halted = "demoted"
-		}
-		return nil
-	})
-	if err != nil {
+	if err := a.acceptPromise(ctx, req.GetTerm()); err != nil {
 		return nil, failed(err)
 	}
-	if !wasPrimary && !a.isPrimary() {
-		reply, err := a.revoke(ctx, false, postgres.Fast)
-		return reply, failed(err)
+	if a.snapshot().Halted != "" && a.pg.Running() {
+		if err := a.demote(ctx, req); err != nil {
+			return nil, failed(err)
+		}
 	}
+	reply, err := a.revoke(ctx)
+	return reply, failed(err)
+}
+
+// demote stops the primary as asked. The status says draining meanwhile, so that gateways wait rather than fail.
+func (a *Agent) demote(ctx context.Context, req *agentpb.DemoteRequest) error {
 	a.mu.Lock()
 	a.live.draining = true
 	a.mu.Unlock()
@@ -210,11 +219,6 @@ func (a *Agent) Demote(ctx context.Context, req *agentpb.DemoteRequest) (*agentp
 		limit, cancel = context.WithTimeout(ctx, time.Duration(ms)*time.Millisecond)
 		defer cancel()
 	}
-	clean, err := a.pg.Stop(limit, mode)
-	if err != nil {
-		return nil, failed(err)
-	}
-	_ = clean
-	reply, err := a.stopPrimary(ctx, postgres.Immediate) // already down: only measures
-	return reply, failed(err)
+	_, err := a.stopPrimary(limit, mode)
+	return err
 }

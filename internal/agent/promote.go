@@ -108,7 +108,7 @@ func (s *State) promotable(term uint64) error {
 		return err
 	}
 	switch {
-	case s.Diverged != "" || s.Rewinding || s.Bootstrapping || s.Halted == "seeding":
+	case s.Diverged != "" || s.Rewinding || s.Bootstrapping || s.Halted == haltedSeeding:
 		return refuse("the data directory is not whole")
 	case s.Term == term && s.Follow != nil:
 		return refuse("this instance follows %s in term %d", s.Follow.Instance, term)
@@ -140,9 +140,7 @@ func (a *Agent) promote(ctx context.Context, term uint64, cohort *quorum.Cohort)
 		if s.Timelines == nil {
 			s.Timelines = map[uint32]uint64{}
 		}
-		if known, ok := s.Timelines[pos.Timeline]; ok && known != term {
-			return refuse("timeline %d began in term %d already", pos.Timeline, known)
-		}
+		// Possibly over the term of another instance's failed promotion that had picked this number: here it is ours.
 		s.Timelines[pos.Timeline] = term
 		s.Intent, s.Primary = 0, &Primary{Cohort: *cohort}
 		return nil

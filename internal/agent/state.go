@@ -46,6 +46,9 @@ type State struct {
 	Endpoints []Target `json:"endpoints,omitempty"`
 }
 
+// haltedSeeding is the Halted of an instance whose data directory is being copied.
+const haltedSeeding = "seeding"
+
 // Target is how to reach an instance, and in which term it was named.
 type Target struct {
 	Term         uint64 `json:"term,omitempty"`
@@ -90,17 +93,6 @@ func (s State) walTerm(tli uint32) (uint64, error) {
 		return s.Follow.Term, nil
 	}
 	return 0, fmt.Errorf("nobody said in which term timeline %d began", tli)
-}
-
-// conflicting is a timeline that began in different terms here and there: two promotions, one of which failed, have
-// picked the same number. The histories differ although PostgreSQL would not notice. 0 is none.
-func (s State) conflicting(theirs map[uint32]uint64) uint32 {
-	for _, tli := range slices.Sorted(maps.Keys(theirs)) {
-		if ours, ok := s.Timelines[tli]; ok && ours != theirs[tli] {
-			return tli
-		}
-	}
-	return 0
 }
 
 // Store keeps the state in one file.

@@ -171,16 +171,7 @@ func (a *Agent) attribute(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return a.update(ctx, func(s *State) error {
-		if _, known := s.Timelines[pos.Timeline]; !known {
-			if s.Timelines == nil {
-				s.Timelines = map[uint32]uint64{}
-			}
-			s.Timelines[pos.Timeline] = s.Intent
-		}
-		s.Intent = 0
-		return nil
-	})
+	return a.update(ctx, func(s *State) error { s.attribute(pos.Timeline); return nil })
 }
 
 // resume starts the primary again in the same term, and establishes it again before gateways open: what was committed

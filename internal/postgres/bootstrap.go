@@ -11,7 +11,6 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 const scramIterations = 4096
@@ -111,25 +110,25 @@ var ErrUnacknowledged = errors.New("the commit was not acknowledged by its cohor
 // Journal writes the row of a reparent and returns once the cohort has acknowledged it. ctx drops the session and
 // cancels nothing. A commit whose wait somebody else cancelled reports success with a warning; that is an error here.
 func (s *Server) Journal(ctx context.Context, term uint64, kind, reason string) error {
-	return s.acknowledged(ctx, "establish", `INSERT INTO theseus.reparents (term, "primary", kind, reason) VALUES ($1, $2, $3, $4)`,
+	return s.acknowledged(ctx, `INSERT INTO theseus.reparents (term, "primary", kind, reason) VALUES ($1, $2, $3, $4)`,
 		int64(term), s.conf.Instance, kind, reason)
 }
 
 // acknowledged runs a statement and returns once its commit was acknowledged synchronously.
-func (s *Server) acknowledged(ctx context.Context, what, sql string, args ...any) error {
-	warned := false
-	conn, err := s.connect(ctx, "postgres", what, func(n *pgconn.Notice) { warned = warned || n.Severity == "WARNING" })
+func (s *Server) acknowledged(ctx context.Context, sql string, args ...any) (err error) {
+	warm, err := s.acquire(ctx)
 	if err != nil {
 		return err
 	}
-	defer closeSoon(conn)
-	if _, err := conn.Exec(ctx, "SET synchronous_commit = on; SET statement_timeout = 0; SET lock_timeout = 0"); err != nil {
+	defer func() { warm.done(err) }()
+	if _, err := warm.Exec(ctx, "SET synchronous_commit = on; SET statement_timeout = 0; SET lock_timeout = 0"); err != nil {
 		return err
 	}
-	if _, err := conn.Exec(ctx, sql, args...); err != nil {
+	s.warm.warned.Store(false)
+	if _, err := warm.Exec(ctx, sql, args...); err != nil {
 		return err
 	}
-	if warned {
+	if s.warm.warned.Load() {
 		return ErrUnacknowledged
 	}
 	return nil

@@ -35,6 +35,8 @@ type applied struct {
 	known   bool
 	acks    int
 	members []string
+	// mayBeEmpty is true while it is not proven that commits wait at all.
+	mayBeEmpty bool
 }
 
 // appliedAtStart is what is in force in a server that was started with a value: all its processes inherited it.
@@ -42,7 +44,7 @@ func appliedAtStart(value string) applied {
 	if value == Nobody {
 		return applied{known: true, acks: 1, members: []string{nobody}}
 	}
-	a := applied{}
+	a := applied{mayBeEmpty: value == ""}
 	_, _ = fmt.Sscanf(value, "ANY %d", &a.acks)
 	return a
 }
@@ -65,7 +67,7 @@ func appliedAtStart(value string) applied {
 //     copy is inherited by new walsenders, and is proven by what a new session sees.
 //
 // When ctx ends first, the new rule may or may not be in force: both cohorts must stay recorded.
-func (s *Server) SetSynchronous(ctx context.Context, members []string, acks int) error {
+func (s *Server) SetSynchronous(ctx context.Context, members []string, acks int) (err error) {
 	if acks < 0 || acks > len(members) {
 		return fmt.Errorf("%d acknowledgements cannot come from %d members", acks, len(members))
 	}
@@ -76,19 +78,17 @@ func (s *Server) SetSynchronous(ctx context.Context, members []string, acks int)
 	if before.known && before.acks == acks && slices.Equal(before.members, members) {
 		return nil
 	}
-	conn, err := s.Connect(ctx, "configure")
+	warm, err := s.acquire(ctx)
 	if err != nil {
 		return err
 	}
-	defer closeSoon(conn)
-	wasEmpty, err := syncEmpty(ctx, conn)
-	if err != nil {
-		return err
-	}
+	defer func() { warm.done(err) }()
+	conn := warm.Conn
+	mayBeEmpty := before.mayBeEmpty || acks == 0
 	s.mu.Lock()
-	s.sync.acks = max(before.acks, acks)
+	s.sync.acks, s.sync.mayBeEmpty = max(before.acks, acks), mayBeEmpty
 	s.mu.Unlock()
-	if !wasEmpty && acks > 0 && (!before.known || before.acks != acks) {
+	if !before.mayBeEmpty && acks > 0 && (!before.known || before.acks != acks) {
 		strict := fmt.Sprintf("FIRST %d (%s,%s)", max(acks, before.acks), quoteIdent(barrier), quoteNames(members))
 		if err := s.setSync(ctx, conn, strict, func(p int) bool { return p >= 2 }, members); err != nil {
 			return err
@@ -101,21 +101,15 @@ func (s *Server) SetSynchronous(ctx context.Context, members []string, acks int)
 	if err := s.setSync(ctx, conn, SyncNames(members, acks), func(p int) bool { return p == 1 }, listed); err != nil {
 		return err
 	}
-	if wasEmpty && acks > 0 {
+	if mayBeEmpty && acks > 0 {
 		if _, err := conn.Exec(ctx, "CHECKPOINT"); err != nil {
 			return fmt.Errorf("proving that commits wait: %w", err)
 		}
 	}
 	s.mu.Lock()
-	s.sync = applied{known: true, acks: acks, members: members}
+	s.sync = applied{known: true, acks: acks, members: members, mayBeEmpty: acks == 0}
 	s.mu.Unlock()
 	return nil
-}
-
-func syncEmpty(ctx context.Context, conn *pgx.Conn) (bool, error) {
-	var names string
-	err := conn.QueryRow(ctx, "SELECT current_setting('synchronous_standby_names')").Scan(&names)
-	return names == "", err
 }
 
 // setSync writes the value, reloads, and waits until a new session and every walsender show it.

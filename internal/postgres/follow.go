@@ -173,36 +173,37 @@ func (s *Server) StopReceiver(ctx context.Context) error {
 
 // Promote ends recovery. It returns as soon as the server takes writes; the checkpoint comes later by itself. The
 // position's timeline is the new one.
-func (s *Server) Promote(ctx context.Context) (Position, error) {
-	conn, err := s.Connect(ctx, "promote")
+func (s *Server) Promote(ctx context.Context) (pos Position, err error) {
+	warm, err := s.acquire(ctx)
 	if err != nil {
 		return Position{}, err
 	}
-	defer closeSoon(conn)
+	defer func() { warm.done(err) }()
 	// Readers on a standby can hold up replay, and promotion waits for replay. Their sessions end with their role.
-	_, err = conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend'
+	_, err = warm.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend'
 		AND pid <> pg_backend_pid() AND application_name NOT LIKE $1`, applicationPrefix+"%")
 	if err != nil {
 		return Position{}, err
 	}
-	var recovering bool
-	if err := conn.QueryRow(ctx, "SELECT pg_is_in_recovery()").Scan(&recovering); err != nil {
-		return Position{}, err
-	}
-	if recovering {
-		if _, err := conn.Exec(ctx, "SELECT pg_promote(wait => false)"); err != nil {
+	asked := false
+	for {
+		var recovering bool
+		if err := warm.QueryRow(ctx, "SELECT pg_is_in_recovery()").Scan(&recovering); err != nil {
 			return Position{}, err
 		}
-	}
-	for recovering {
+		if !recovering {
+			return position(ctx, warm)
+		}
+		if !asked {
+			if _, err := warm.Exec(ctx, "SELECT pg_promote(wait => false)"); err != nil {
+				return Position{}, err
+			}
+			asked = true
+		}
 		select {
 		case <-ctx.Done():
 			return Position{}, fmt.Errorf("promotion is under way but not done: %w", context.Cause(ctx))
 		case <-time.After(time.Millisecond):
 		}
-		if err := conn.QueryRow(ctx, "SELECT pg_is_in_recovery()").Scan(&recovering); err != nil {
-			return Position{}, err
-		}
 	}
-	return s.Position(ctx)
 }

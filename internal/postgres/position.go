@@ -16,23 +16,22 @@ import (
 // replayed to its end, so the end is waited for. And the history files in pg_wal may be of a primary whose timeline
 // this server never entered: so the timeline is that of the last record replayed, and if something was received beyond
 // that on another timeline, replay is waited for.
-func (s *Server) Position(ctx context.Context) (Position, error) {
-	conn, err := s.Connect(ctx, "position")
+func (s *Server) Position(ctx context.Context) (pos Position, err error) {
+	warm, err := s.acquire(ctx)
 	if err != nil {
 		return Position{}, err
 	}
-	defer closeSoon(conn)
-	walsender, err := s.replicationSession(ctx)
-	if err != nil {
-		return Position{}, err
-	}
-	defer func() { _ = walsender.Close(ctx) }()
+	defer func() { warm.done(err) }()
+	return position(ctx, warm)
+}
+
+func position(ctx context.Context, warm sessions) (Position, error) {
 	for {
-		end, err := standbyEnd(ctx, conn)
+		end, err := standbyEnd(ctx, warm.Conn)
 		if err != nil {
 			return Position{}, err
 		}
-		id, err := identify(ctx, walsender)
+		id, err := identify(ctx, warm.walsender)
 		if err != nil {
 			return Position{}, err
 		}

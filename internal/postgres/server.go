@@ -31,6 +31,7 @@ type Server struct {
 	gateway bool // whether the gate is open
 
 	sync applied
+	warm *warm
 }
 
 // process is one life of a postmaster.
@@ -46,7 +47,7 @@ type process struct {
 
 // NewServer makes a Server; nothing is touched.
 func NewServer(conf Config, procs *Processes, logs *Logs, log *slog.Logger) *Server {
-	return &Server{conf: conf, procs: procs, logs: logs, log: log, runtime: Runtime{Sync: Nobody}}
+	return &Server{conf: conf, procs: procs, logs: logs, log: log, runtime: Runtime{Sync: Nobody}, warm: newWarm()}
 }
 
 // SetParameters replaces the user's parameters from the next start on.
@@ -256,9 +257,9 @@ func (s *Server) AwaitReady(ctx context.Context) error {
 	}
 	for {
 		if s.pidfileStatus() == "ready" {
-			conn, err := s.Connect(ctx, "start")
+			sessions, err := s.acquire(ctx)
 			if err == nil {
-				_ = conn.Close(ctx)
+				sessions.done(nil)
 				return nil
 			}
 		}
