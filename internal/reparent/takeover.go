@@ -96,7 +96,7 @@ func (r *run) revoke(ctx context.Context) (choice, error) {
 			case r.overtaken(e):
 				over = e
 				return Enough
-			case e == nil && p.Instance == ask[i].Name && p.Term == r.term:
+			case e == nil && p.Instance == ask[i].Name && p.Term == r.term && p.Position.WALTerm > 0:
 				r.promises = append(r.promises, p)
 			case ask[i].Name == r.prefer:
 				r.prefer = ""
