@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,7 +17,7 @@ import (
 	"theseus.dev/theseus/lab/internal/network"
 	"theseus.dev/theseus/lab/internal/plan"
 	"theseus.dev/theseus/lab/internal/state"
-	"theseus.dev/theseus/lab/internal/volumes"
+	"theseus.dev/theseus/lab/volume"
 )
 
 // ControlPlaneStop ends etcd, the API server, controllers and the scheduler.
@@ -120,13 +121,10 @@ func (c *Cluster) down(ctx context.Context) error {
 	jobs := make([]func() error, 0, len(c.state.Machines))
 	for _, m := range c.state.Machines {
 		jobs = append(jobs, func() error {
-			if err := c.host.Kill(ctx, m); err != nil {
+			if err := c.host.Shoot(ctx, m); err != nil {
 				return err
 			}
-			if m.Kind == state.Node {
-				return volumes.DropNode(c.volumeDir(), m.Name)
-			}
-			return nil
+			return errors.Join(volume.DropNode(c.volumeDir(), m.Name), c.host.Bury(ctx, m))
 		})
 	}
 	if err := together(jobs); err != nil {
@@ -135,7 +133,7 @@ func (c *Cluster) down(ctx context.Context) error {
 	if err := c.host.KillGroup(ctx, ""); err != nil {
 		return err
 	}
-	if err := volumes.Clean(c.volumeDir()); err != nil {
+	if err := volume.Clean(c.volumeDir()); err != nil {
 		return err
 	}
 	for _, name := range names {

@@ -12,7 +12,7 @@ import (
 	"theseus.dev/theseus/lab/internal/network"
 	"theseus.dev/theseus/lab/internal/plan"
 	"theseus.dev/theseus/lab/internal/serviceproxy"
-	"theseus.dev/theseus/lab/internal/volumes"
+	"theseus.dev/theseus/lab/volume"
 )
 
 // Daemon does what somebody has to keep doing while a lab is up: it offers the
@@ -46,7 +46,9 @@ func (c *Cluster) Daemon(ctx context.Context, log *slog.Logger) error {
 			}, log)
 		},
 		"volumes": func(ctx context.Context) error {
-			return volumes.Run(ctx, c.KubeconfigPath(), c.volumeDir(), c.volumeNodes)
+			return volume.Run(ctx, volume.Config{
+				Kubeconfig: c.KubeconfigPath(), StateDir: c.volumeDir(), Nodes: c.volumeNodes, Log: log,
+			})
 		},
 	}
 	var wg sync.WaitGroup
@@ -63,15 +65,15 @@ func (c *Cluster) Daemon(ctx context.Context, log *slog.Logger) error {
 
 // volumeNodes lists the nodes that can hold volumes now. The daemon shares
 // nothing with other commands but the state file, so it reads that.
-func (c *Cluster) volumeNodes() []volumes.Node {
+func (c *Cluster) volumeNodes() []volume.Node {
 	lab, err := c.store.Load()
 	if err != nil {
 		return nil
 	}
-	var out []volumes.Node
+	var out []volume.Node
 	for _, m := range lab.RunningNodes() {
 		if m.Init.Alive() {
-			out = append(out, volumes.Node{Name: m.Name, PID: m.Init.PID, Zone: m.Zone})
+			out = append(out, volume.Node{Name: m.Name, PID: m.Init.PID, Zone: m.Zone})
 		}
 	}
 	return out

@@ -3,10 +3,11 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"theseus.dev/theseus/lab/internal/network"
 	"theseus.dev/theseus/lab/internal/state"
-	"theseus.dev/theseus/lab/internal/volumes"
+	"theseus.dev/theseus/lab/volume"
 )
 
 // Direction says which packets a cut drops, seen from the node.
@@ -111,7 +112,8 @@ func (c *Cluster) NodeFreeze(ctx context.Context, name string, frozen bool) erro
 func (c *Cluster) VolumeStall(ctx context.Context, claim string) error {
 	return c.locked(ctx, "volume stall "+claim, func() error {
 		return c.log.Step("stall the volume of "+claim, func() error {
-			return volumes.Stall(c.volumeDir(), claim)
+			namespace, name, _ := strings.Cut(claim, "/")
+			return volume.Stall(c.volumeDir(), namespace, name)
 		})
 	})
 }
@@ -120,7 +122,8 @@ func (c *Cluster) VolumeStall(ctx context.Context, claim string) error {
 func (c *Cluster) VolumeResume(ctx context.Context, claim string) error {
 	return c.locked(ctx, "volume resume "+claim, func() error {
 		return c.log.Step("resume the volume of "+claim, func() error {
-			return volumes.Resume(c.volumeDir(), claim)
+			namespace, name, _ := strings.Cut(claim, "/")
+			return volume.Resume(c.volumeDir(), namespace, name)
 		})
 	})
 }

@@ -15,7 +15,7 @@ import (
 	"theseus.dev/theseus/lab/internal/network"
 	"theseus.dev/theseus/lab/internal/plan"
 	"theseus.dev/theseus/lab/internal/state"
-	"theseus.dev/theseus/lab/internal/volumes"
+	"theseus.dev/theseus/lab/volume"
 )
 
 // noPods is the Pod range of a machine that runs none.
@@ -130,7 +130,7 @@ func (c *Cluster) NodeKill(ctx context.Context, name string) error {
 			if err := c.update(func(*state.Lab) { m.Requested = true }); err != nil {
 				return err
 			}
-			return c.destroyNode(ctx, m, state.Killed)
+			return c.destroyNode(ctx, m)
 		})
 	})
 }
@@ -152,7 +152,7 @@ func (c *Cluster) NodeRemove(ctx context.Context, name string) error {
 		}
 		return c.log.Step("remove "+name, func() error {
 			if m.Phase != state.Killed {
-				if err := c.destroyNode(ctx, m, state.Killed); err != nil {
+				if err := c.destroyNode(ctx, m); err != nil {
 					return err
 				}
 			}
@@ -164,8 +164,8 @@ func (c *Cluster) NodeRemove(ctx context.Context, name string) error {
 	})
 }
 
-// destroyNode ends a node's machine and everything on it, and records the phase.
-func (c *Cluster) destroyNode(ctx context.Context, m *state.Machine, phase state.Phase) error {
+// destroyNode ends a node's machine and everything on it, and records that it is dead.
+func (c *Cluster) destroyNode(ctx context.Context, m *state.Machine) error {
 	addr, err := plan.NodeAddress(m.Index)
 	if err != nil {
 		return err
@@ -174,14 +174,23 @@ func (c *Cluster) destroyNode(ctx context.Context, m *state.Machine, phase state
 	if err != nil {
 		return err
 	}
+	// From here on it takes no volumes, and an interruption does not save it.
+	if err := c.update(func(*state.Lab) { m.Phase = state.Dying }); err != nil {
+		return err
+	}
 	if err := network.Unplug(c.name, m.Name, addr, pods); err != nil {
 		return err
 	}
-	if err := c.host.Kill(ctx, m); err != nil {
+	if err := c.host.Shoot(ctx, m); err != nil {
+		return err
+	}
+	// Volumes after the shot, so that nothing is written to one that is thawed,
+	// and before the funeral, because a stalled one keeps processes from dying.
+	dropped := volume.DropNode(c.volumeDir(), m.Name)
+	if err := errors.Join(dropped, c.host.Bury(ctx, m)); err != nil {
 		return err
 	}
 	err = errors.Join(
-		volumes.DropNode(c.volumeDir(), m.Name),
 		network.DeleteNS(c.name, m.Name),
 		c.dropFiles(m.Name),
 	)
@@ -189,7 +198,7 @@ func (c *Cluster) destroyNode(ctx context.Context, m *state.Machine, phase state
 		return err
 	}
 	return c.update(func(s *state.Lab) {
-		m.Phase, m.Frozen, m.Init = phase, false, state.Process{}
+		m.Phase, m.Frozen, m.Init = state.Killed, false, state.Process{}
 		s.Heal(m.Name, "")
 	})
 }

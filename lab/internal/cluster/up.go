@@ -136,7 +136,7 @@ func (c *Cluster) sweep(ctx context.Context) error {
 		}
 		err := c.log.Step("remove what is left of "+m.Name, func() error {
 			if m.Kind == state.Node {
-				return c.destroyNode(ctx, m, state.Killed)
+				return c.destroyNode(ctx, m)
 			}
 			if err := c.host.Kill(ctx, m); err != nil {
 				return err
@@ -173,7 +173,7 @@ func (c *Cluster) preparePause(ctx context.Context) error {
 	if err := os.MkdirAll(c.store.Dir(), 0o755); err != nil {
 		return err
 	}
-	if err := imagestore.WritePause(archive, kubeconf.PauseImage, filepath.Join(c.host.BinDir, "pause")); err != nil {
+	if err := imagestore.WriteStatic(archive, kubeconf.PauseImage, filepath.Join(c.host.BinDir, "pause")); err != nil {
 		return err
 	}
 	return c.loadImage(ctx, archive)

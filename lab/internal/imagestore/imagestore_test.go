@@ -41,13 +41,13 @@ func TestCloneSharesContentsAndCopiesDatabases(t *testing.T) {
 	require.NoError(t, Clone(from, to), "an interrupted clone can be repeated")
 }
 
-func TestPauseArchiveIsReproducible(t *testing.T) {
+func TestStaticArchiveIsReproducible(t *testing.T) {
 	dir := t.TempDir()
 	exe := filepath.Join(dir, "pause")
 	require.NoError(t, os.WriteFile(exe, []byte("static"), 0o755))
 	a, b := filepath.Join(dir, "a.tar"), filepath.Join(dir, "b.tar")
-	require.NoError(t, WritePause(a, "theseus.dev/lab/pause:1", exe))
-	require.NoError(t, WritePause(b, "theseus.dev/lab/pause:1", exe))
+	require.NoError(t, WriteStatic(a, "theseus.dev/lab/pause:1", exe))
+	require.NoError(t, WriteStatic(b, "theseus.dev/lab/pause:1", exe))
 	da, err := Digest(a)
 	require.NoError(t, err)
 	db, err := Digest(b)
@@ -60,5 +60,5 @@ func TestPauseArchiveIsReproducible(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{"/pause"}, c.Config.Entrypoint)
 	require.Len(t, c.RootFS.DiffIDs, 1)
-	require.Error(t, WritePause(a, "x", filepath.Join(dir, "missing")))
+	require.Error(t, WriteStatic(a, "x", filepath.Join(dir, "missing")))
 }

@@ -94,16 +94,29 @@ func (h *Host) Start(ctx context.Context, name string, spec *initd.Spec) (state.
 // Kill ends a machine at once and everything in it, as a power cut would, and
 // waits until no process of it is left.
 func (h *Host) Kill(ctx context.Context, m *state.Machine) error {
+	if err := h.Shoot(ctx, m); err != nil {
+		return err
+	}
+	return h.Bury(ctx, m)
+}
+
+// Shoot gives a machine its death without waiting for it: processes that hang
+// in a stalled volume die only once somebody has thawed that.
+func (h *Host) Shoot(ctx context.Context, m *state.Machine) error {
 	if err := m.Init.Signal(unix.SIGKILL); err != nil {
 		return err
 	}
 	// A frozen process does not die before it is thawed. It runs no
 	// instruction of its own in between.
 	if m.Frozen {
-		if err := h.Freeze(ctx, m.Name, false); err != nil {
-			return err
-		}
+		return h.Freeze(ctx, m.Name, false)
 	}
+	return nil
+}
+
+// Bury waits until no process of a machine that was shot is left, and removes
+// its control groups.
+func (h *Host) Bury(ctx context.Context, m *state.Machine) error {
 	if err := m.Init.Kill(ctx); err != nil {
 		return err
 	}

@@ -35,6 +35,7 @@ type Phase string
 const (
 	Creating Phase = "creating"
 	Running  Phase = "running"
+	Dying    Phase = "dying"   // a node that is being destroyed
 	Stopped  Phase = "stopped" // the control plane after `control-plane stop`
 	Killed   Phase = "killed"  // a node after `node kill`: only its Node object is left
 )

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -14,16 +15,18 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// WritePause writes an archive of an image that holds a single static
-// executable. The same executable makes the same archive, byte for byte.
-func WritePause(path, reference, executable string) error {
+// WriteStatic writes an archive of an image that holds a single static
+// executable, which is also its entry point. The same executable makes the same
+// archive, byte for byte.
+func WriteStatic(path, reference, executable string) error {
 	binary, err := os.ReadFile(executable)
 	if err != nil {
-		return fmt.Errorf("read the pause program (run make to build it): %w", err)
+		return fmt.Errorf("read the program for image %s: %w", reference, err)
 	}
+	base := filepath.Base(executable)
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
-	if err := w.WriteHeader(&tar.Header{Name: "pause", Mode: 0o755, Size: int64(len(binary)), Typeflag: tar.TypeReg}); err != nil {
+	if err := w.WriteHeader(&tar.Header{Name: base, Mode: 0o755, Size: int64(len(binary)), Typeflag: tar.TypeReg}); err != nil {
 		return err
 	}
 	if _, err := w.Write(binary); err != nil {
@@ -44,7 +47,7 @@ func WritePause(path, reference, executable string) error {
 	}
 	image, err = mutate.ConfigFile(image, &v1.ConfigFile{
 		Architecture: "amd64", OS: "linux",
-		Config: v1.Config{Entrypoint: []string{"/pause"}, User: "65535:65535"},
+		Config: v1.Config{Entrypoint: []string{"/" + base}, User: "65535:65535"},
 		RootFS: configRootFS(image),
 	})
 	if err != nil {
