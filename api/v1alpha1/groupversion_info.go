@@ -28,6 +28,7 @@ func addKnownTypes(s *runtime.Scheme) error {
 		&Shard{}, &ShardList{},
 		&Reparent{}, &ReparentList{},
 		&Replacement{}, &ReplacementList{},
+		&NodePolicy{}, &NodePolicyList{},
 	)
 	metav1.AddToGroupVersion(s, GroupVersion)
 	return nil
