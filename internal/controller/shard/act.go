@@ -53,6 +53,7 @@ func (r *Reconciler) actOne(ctx context.Context, shard *v1alpha1.Shard, s *State
 	case CreateInstance:
 		return r.createInstance(ctx, shard, s, m, a)
 	case RestartInstance:
+		m.expected[a.Instance] = s.Now
 		return r.createPod(ctx, shard, a.Instance, "InstanceRestarted", a.Why)
 	case DeletePod:
 		return r.deletePod(ctx, shard, s, a)
@@ -175,7 +176,7 @@ func (r *Reconciler) store(ctx context.Context, shard *v1alpha1.Shard, a *Action
 		reason = "Established"
 	case a.Bootstrap != nil && !a.Bootstrap.Done:
 		reason = "Bootstrap"
-	case len(a.Record.Names()) < len(before.Names()):
+	case len(a.Record.Cohorts) < len(before.Cohorts):
 		reason = "CohortSettled"
 	}
 	logr.FromContextOrDiscard(ctx).Info("record stored", "reason", reason, "why", a.Why, "record", fmt.Sprint(a.Record.Cohorts), "established", a.Record.Established)

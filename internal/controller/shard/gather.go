@@ -3,6 +3,7 @@ package shard
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -25,8 +26,10 @@ const AnnotationRetiring = "theseus.dev/retiring"
 type memory struct {
 	noPrimarySince    time.Time
 	notStreamingSince map[string]time.Time
-	// expected are instances just made, until the cache shows them: it may lag behind our own writes, and what is
-	// missing from it must not be made twice.
+	// strandedSince is since when a Pod could not be scheduled although its claim is bound.
+	strandedSince map[string]time.Time
+	// expected are instances whose Pod was just made, until the cache shows it: it may lag behind our own writes, and
+	// what is missing from it must not be made twice.
 	expected map[string]time.Time
 	// inUse is the cohort the primary was last seen to use, with the process that used it, and where its WAL ended at
 	// first sight.
@@ -39,7 +42,7 @@ type memory struct {
 }
 
 func newMemory() *memory {
-	return &memory{notStreamingSince: map[string]time.Time{}, expected: map[string]time.Time{}, known: map[string]string{}}
+	return &memory{notStreamingSince: map[string]time.Time{}, strandedSince: map[string]time.Time{}, expected: map[string]time.Time{}, known: map[string]string{}}
 }
 
 // expectation is how long a made instance may take to show up in the cache.
@@ -63,9 +66,12 @@ func (r *Reconciler) gather(ctx context.Context, shard *v1alpha1.Shard, m *memor
 		}
 	}
 	for name, at := range m.expected {
+		it := byName[name]
 		switch {
-		case byName[name] != nil || now.Sub(at) > expectation:
+		case it != nil && it.HasPod || now.Sub(at) > expectation:
 			delete(m.expected, name)
+		case it != nil:
+			it.HasPod = true // the claim shows already, the Pod does not
 		default:
 			byName[name] = &Instance{Name: name, CreatedAt: at, HasPod: true, HasClaim: true}
 		}
@@ -135,13 +141,9 @@ func (it *Instance) pod(p *corev1.Pod, bound bool, now time.Time) {
 		// The deletion timestamp already includes the grace.
 		it.StuckFor = max(now.Sub(p.DeletionTimestamp.Time), 0)
 	}
-	if p.Spec.NodeName == "" && bound {
-		for _, c := range p.Status.Conditions {
-			if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse {
-				it.StrandedFor = max(now.Sub(c.LastTransitionTime.Time), 0)
-			}
-		}
-	}
+	it.stranded = bound && p.Spec.NodeName == "" && slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse
+	})
 }
 
 // heard fills in what its agent said.
@@ -177,10 +179,19 @@ func (r *Reconciler) recall(s *State, m *memory) {
 			it.NotStreamingFor = s.Now.Sub(m.notStreamingSince[it.Name])
 		}
 	}
-	for name := range m.notStreamingSince {
-		if s.instance(name) == nil {
-			delete(m.notStreamingSince, name)
+	for i := range s.Instances {
+		it := &s.Instances[i]
+		switch {
+		case !it.stranded:
+			delete(m.strandedSince, it.Name)
+		case m.strandedSince[it.Name].IsZero():
+			m.strandedSince[it.Name] = s.Now
+		default:
+			it.StrandedFor = s.Now.Sub(m.strandedSince[it.Name])
 		}
+	}
+	for _, since := range []map[string]time.Time{m.notStreamingSince, m.strandedSince} {
+		maps.DeleteFunc(since, func(name string, _ time.Time) bool { return s.instance(name) == nil })
 	}
 	if primary == nil {
 		return

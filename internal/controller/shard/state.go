@@ -23,6 +23,9 @@ type Params struct {
 	RestartAfter time.Duration
 	// StuckAfter is how long a Pod may be terminating past its grace before it is removed by force. Default 30 s.
 	StuckAfter time.Duration
+	// FollowAfter is how long a standby that follows nobody is left to find its way by itself. Default 3 s: agents try
+	// again on their own after every failure.
+	FollowAfter time.Duration
 	// RewindTimeout bounds pg_rewind; after it the instance is seeded again. Default 30 s.
 	RewindTimeout time.Duration
 	// SeedLag is how far a standby may be behind in replay and still be what others are seeded from. Default 64 MiB.
@@ -36,6 +39,7 @@ func DefaultParams() Params {
 		LostAfter:     30 * time.Second,
 		RestartAfter:  10 * time.Second,
 		StuckAfter:    30 * time.Second,
+		FollowAfter:   3 * time.Second,
 		RewindTimeout: 30 * time.Second,
 		SeedLag:       64 << 20,
 	}
@@ -81,6 +85,7 @@ type Instance struct {
 	// StrandedFor is how long the Pod could not be scheduled although its claim is bound: its volume is where no Pod
 	// can go.
 	StrandedFor time.Duration
+	stranded    bool
 	// PodMessage says why the Pod does not run, when Kubernetes knows.
 	PodMessage string
 
