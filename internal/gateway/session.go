@@ -52,7 +52,7 @@ func (s *session) run(ctx context.Context) {
 	}
 	s.up.cut()
 	switch {
-	case f.loggedIn:
+	case f.loggedIn && !f.standby:
 		s.explain(f, t)
 	case f.sqlstate == "":
 		// Lost in the middle of a login. Ending it now would make PgBouncer fail every other client for as long as
@@ -215,7 +215,7 @@ func (s *session) carry(first []byte, loggedIn func()) *framer {
 				loggedIn()
 				_ = s.up.SetReadDeadline(time.Time{})
 			}
-			if f.standby && !f.loggedIn {
+			if f.standby {
 				s.hop.log.Error("the primary is in recovery", "address", s.up.RemoteAddr())
 				return f
 			}

@@ -106,8 +106,9 @@ func errorField(body []byte, kind byte) string {
 // framer follows the messages a server sends, without copying them.
 type framer struct {
 	head  [5]byte
-	have  int // bytes of head
-	left  int // bytes of the body still to come
+	have  int  // bytes of head
+	left  int  // bytes of the body still to come
+	look  bool // the body is kept
 	keep  []byte
 	fatal error
 
@@ -129,7 +130,7 @@ func (f *framer) feed(b []byte) {
 	for len(b) > 0 && f.fatal == nil {
 		if f.left > 0 {
 			n := min(f.left, len(b))
-			if f.inspects() {
+			if f.look {
 				f.keep = append(f.keep, b[:n]...)
 			}
 			f.left -= n
@@ -151,18 +152,20 @@ func (f *framer) feed(b []byte) {
 			return
 		}
 		f.left = int(size) - 4
+		f.look = f.inspects()
 		if f.left == 0 {
 			f.done()
 		}
 	}
 }
 
+// inspects says whether the body that begins now is of interest.
 func (f *framer) inspects() bool {
 	switch f.head[0] {
 	case 'Z':
-		return true
+		return f.left == 1
 	case 'E', 'S':
-		return !f.loggedIn && len(f.keep)+f.left <= maxInspect
+		return !f.loggedIn && f.left <= maxInspect
 	}
 	return false
 }
