@@ -31,6 +31,7 @@ import (
 
 	"theseus.dev/theseus/internal/agentapi"
 	"theseus.dev/theseus/internal/agentapi/agentpb"
+	"theseus.dev/theseus/internal/postgres/pgtest"
 )
 
 var testShard = agentapi.Shard{Namespace: "test", Name: "db-0"}
@@ -123,17 +124,6 @@ const (
 	testHealthPort   = 17421
 )
 
-func pgbin(t *testing.T) string {
-	if dir := os.Getenv("THESEUS_TEST_PGBIN"); dir != "" {
-		return dir
-	}
-	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/postgres")
-	if len(found) == 0 {
-		t.Skip("no PostgreSQL: set THESEUS_TEST_PGBIN")
-	}
-	return filepath.Dir(found[len(found)-1])
-}
-
 func newShard(t *testing.T, names ...string) *shardUnderTest {
 	s := &shardUnderTest{t: t, ca: newAuthority(t), nodes: map[string]*node{}}
 	s.operator = s.ca.identity(t, agentapi.RoleOperator)
@@ -157,7 +147,7 @@ func (s *shardUnderTest) add(name, ip string) *node {
 	}
 	n := &node{t: t, name: name, out: &lockedBuffer{}, conf: Config{
 		Shard: testShard, Instance: name, PodUID: "uid-" + name, Node: "node-" + name, DataDir: filepath.Join(dir, "data"),
-		RunDir: filepath.Join(dir, "run"), TLSDir: tlsDir, Bin: pgbin(t), Listen: ip, Advertise: ip,
+		RunDir: filepath.Join(dir, "run"), TLSDir: tlsDir, Bin: pgtest.Bin(t), Listen: ip, Advertise: ip,
 		PostgresPort: testPostgresPort, AgentPort: testAgentPort, HealthPort: testHealthPort,
 		Parameters: map[string]string{"shared_buffers": "32MB"}, FenceAfter: 2 * time.Second,
 	}}

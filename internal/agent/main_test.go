@@ -6,16 +6,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
-	"os/exec"
 	"os/signal"
-	"os/user"
-	"path/filepath"
-	"strconv"
 	"syscall"
 	"testing"
+
+	"theseus.dev/theseus/internal/postgres/pgtest"
 )
 
 // TestMain runs the tests as a user PostgreSQL accepts, and serves as the agent itself when started by them.
@@ -23,10 +20,7 @@ func TestMain(m *testing.M) {
 	if conf := os.Getenv("THESEUS_TEST_AGENT"); conf != "" {
 		os.Exit(agentMain(conf))
 	}
-	if os.Getuid() == 0 {
-		os.Exit(asUser())
-	}
-	os.Exit(m.Run())
+	os.Exit(pgtest.Main(m))
 }
 
 func agentMain(encoded string) int {
@@ -45,57 +39,4 @@ func agentMain(encoded string) int {
 		return 1
 	}
 	return 0
-}
-
-// asUser runs a copy of this binary as postgres or nobody: PostgreSQL refuses root.
-func asUser() int {
-	who, err := user.Lookup("postgres")
-	if err != nil {
-		if who, err = user.Lookup("nobody"); err != nil {
-			panic(err)
-		}
-	}
-	uid, _ := strconv.Atoi(who.Uid)
-	gid, _ := strconv.Atoi(who.Gid)
-	dir, err := os.MkdirTemp("", "theseus-it-")
-	if err != nil {
-		panic(err)
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	binary := filepath.Join(dir, "it.test")
-	if err := copyFile(os.Args[0], binary); err != nil {
-		panic(err)
-	}
-	if err := os.Chown(dir, uid, gid); err != nil {
-		panic(err)
-	}
-	cmd := exec.Command(binary, os.Args[1:]...)
-	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), "TMPDIR="+dir, "HOME="+dir)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
-	err = cmd.Run()
-	if exit, ok := err.(*exec.ExitError); ok {
-		return exit.ExitCode()
-	}
-	if err != nil {
-		fmt.Println(err)
-		return 1
-	}
-	return 0
-}
-
-func copyFile(from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = in.Close() }()
-	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY, 0o755)
-	if err != nil {
-		return err
-	}
-	if _, err := io.Copy(out, in); err != nil {
-		return err
-	}
-	return out.Close()
 }

@@ -30,6 +30,10 @@ func (a *Agent) Configure(ctx context.Context, req *agentpb.ConfigureRequest) (*
 		if err := s.leads(req.GetTerm()); err != nil {
 			return err
 		}
+		// A call that was overtaken on the way must not bring back members that were dropped from the record since.
+		if in := s.Primary.Cohort; in.Term == cohort.Term && in.Revision > cohort.Revision {
+			return refuse("this primary uses revision %d of the cohort, which is newer than %d", in.Revision, cohort.Revision)
+		}
 		s.Primary.Cohort = *cohort
 		return nil
 	})

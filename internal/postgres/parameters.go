@@ -61,6 +61,7 @@ var owned = map[string]string{
 	"syslog_*":                         "logs go through the agent",
 	"shared_memory_type":               "leftovers of a crash must not keep a server from starting",
 	"dynamic_shared_memory_type":       "only /dev/shm is mounted for it",
+	"update_process_title":             "the WAL receiver is found by its title",
 	"password_encryption":              "users authenticate with SCRAM",
 	"krb_*":                            "not supported",
 	"allow_alter_system":               "the configuration is generated",
