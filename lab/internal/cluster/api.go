@@ -20,6 +20,10 @@ import (
 	"theseus.dev/theseus/lab/internal/state"
 )
 
+// bootLimit bounds how long any part of the cluster may take to get ready. It
+// takes seconds on a machine that has nothing else to do.
+const bootLimit = 3 * time.Minute
+
 // requestLimit bounds every single request to the API.
 const requestLimit = 10 * time.Second
 
@@ -35,6 +39,7 @@ func (c *Cluster) client() (*kubernetes.Clientset, error) {
 		return nil, err
 	}
 	cfg.Timeout = requestLimit
+	cfg.QPS = -1 // it polls, on purpose, and has the server to itself
 	cfg.Dial = func(ctx context.Context, _, address string) (net.Conn, error) {
 		return network.Dial(ctx, c.name, plan.ControlPlaneName, address)
 	}
@@ -64,7 +69,7 @@ func (c *Cluster) awaitAPI(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.await(ctx, "the API server is ready", 90*time.Second, func(ctx context.Context) error {
+	return c.await(ctx, "the API server is ready", bootLimit, func(ctx context.Context) error {
 		return client.RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 	})
 }
@@ -76,7 +81,7 @@ func (c *Cluster) awaitControllers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.await(ctx, "controllers work", 60*time.Second, func(ctx context.Context) error {
+	return c.await(ctx, "controllers work", bootLimit, func(ctx context.Context) error {
 		_, err := client.CoreV1().ServiceAccounts("default").Get(ctx, "default", metav1.GetOptions{})
 		return err
 	})
@@ -88,7 +93,7 @@ func (c *Cluster) awaitNode(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	return c.await(ctx, "node "+name+" is Ready", 60*time.Second, func(ctx context.Context) error {
+	return c.await(ctx, "node "+name+" is Ready", bootLimit, func(ctx context.Context) error {
 		n, err := client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
 		if err != nil {
 			return err
@@ -111,7 +116,7 @@ func nodeReady(n *corev1.Node) (ready bool, why string) {
 
 // awaitDNS waits until the DNS of a machine has seen the cluster.
 func (c *Cluster) awaitDNS(ctx context.Context, name string) error {
-	return c.await(ctx, "DNS on "+name+" is ready", 60*time.Second, func(ctx context.Context) error {
+	return c.await(ctx, "DNS on "+name+" is ready", bootLimit, func(ctx context.Context) error {
 		conn, err := network.Dial(ctx, c.name, name, "127.0.0.1:8181")
 		if err != nil {
 			return err

@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 
 	"theseus.dev/theseus/lab/internal/imagestore"
@@ -41,6 +43,9 @@ func (c *Cluster) Up(ctx context.Context, nodes int, o NodeOptions) error {
 	}
 	return c.locked(ctx, "up", func() error {
 		if err := c.checkTools(); err != nil {
+			return err
+		}
+		if err := c.raiseLimits(); err != nil {
 			return err
 		}
 		if err := c.sweep(ctx); err != nil {
@@ -119,6 +124,33 @@ func (c *Cluster) checkTools() error {
 		if _, err := exec.LookPath(tool); err != nil {
 			return fmt.Errorf("%s is not installed: apt-get install %s", tool, pkg)
 		}
+	}
+	return nil
+}
+
+// kernelLimits are limits of the whole computer, counted per user, that a few
+// nodes exceed: every component watches some files.
+var kernelLimits = map[string]int{
+	"/proc/sys/fs/inotify/max_user_instances": 8192,
+	"/proc/sys/fs/inotify/max_user_watches":   524288,
+}
+
+// raiseLimits raises kernelLimits where they are lower, and says so: it is the
+// one thing a lab changes outside itself. They never go down again.
+func (c *Cluster) raiseLimits() error {
+	for path, want := range kernelLimits {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return fmt.Errorf("read a kernel limit: %w", err)
+		}
+		have, err := strconv.Atoi(strings.TrimSpace(string(b)))
+		if err != nil || have >= want {
+			continue
+		}
+		if err := os.WriteFile(path, []byte(strconv.Itoa(want)), 0o644); err != nil {
+			return fmt.Errorf("raise %s from %d to %d: %w", path, have, want, err)
+		}
+		c.log.Say("  raised %s from %d to %d", path, have, want)
 	}
 	return nil
 }

@@ -1,13 +1,17 @@
 //go:build e2e
 
-// Package lab_test runs the lab command as its users do. It needs root, the
-// executables of lab.mk, and a few minutes:
+// Package e2e runs the lab command as its users do: every verb at least once.
+// It needs root, the executables of lab.mk, and a few minutes:
 //
-//	go test -tags e2e -v .
-package lab_test
+//	CGO_ENABLED=0 go test -tags e2e -v ./e2e
+//
+// THESEUS_LAB names the lab (it is removed first), LAB_BIN the directory of
+// executables, and LAB_KEEP=1 leaves the lab up for a look when a test fails.
+package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -25,12 +29,13 @@ import (
 )
 
 const (
-	labName    = "lab-e2e"
 	probeImage = "theseus.dev/lab/probe:e2e"
 	// patience is generous on purpose: the tests assert order and outcome,
 	// and machines are noisy.
-	patience = 2 * time.Minute
+	patience = 4 * time.Minute
 )
+
+var labName = cmp.Or(os.Getenv("THESEUS_LAB"), "theseus-lab-e2e")
 
 // lab is the lab under test.
 type lab struct {
@@ -146,7 +151,7 @@ func TestLab(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
-	bin, err := filepath.Abs("../bin")
+	bin, err := filepath.Abs("../../bin")
 	require.NoError(t, err)
 	if dir := os.Getenv("LAB_BIN"); dir != "" {
 		bin = dir
@@ -526,19 +531,23 @@ func (l *lab) testClean(t *testing.T) {
 	require.NoDirExists(t, "/var/lib/theseus-lab/"+labName)
 }
 
-// leftovers lists processes, mounts, namespaces and control groups whose
-// description contains a word, but for this test's own.
+// leftovers lists processes, mounts, namespaces and control groups of this lab
+// whose description contains a word: the name of a node, or of the lab itself.
 func leftovers(t *testing.T, word string) []string {
 	t.Helper()
+	ours := func(s string) bool {
+		return strings.Contains(s, word) && (strings.Contains(s, "theseus-lab/"+labName) ||
+			strings.Contains(s, "theseus-lab."+labName) || strings.Contains(s, "--name "+labName))
+	}
 	var found []string
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	require.NoError(t, err)
 	for _, line := range strings.Split(string(mounts), "\n") {
-		if strings.Contains(line, word) {
+		if ours(line) {
 			found = append(found, "mount "+line)
 		}
 	}
-	for _, pattern := range []string{"/run/netns/*" + word + "*", "/sys/fs/cgroup/*/theseus-lab/*" + word + "*", "/sys/fs/cgroup/*/theseus-lab/*/*" + word + "*", "/sys/fs/cgroup/theseus-lab/*" + word + "*"} {
+	for _, pattern := range []string{"/run/netns/*" + word + "*", "/sys/fs/cgroup/*/theseus-lab/" + word, "/sys/fs/cgroup/*/theseus-lab/*/" + word, "/sys/fs/cgroup/theseus-lab/" + word, "/sys/fs/cgroup/theseus-lab/*/" + word} {
 		names, err := filepath.Glob(pattern)
 		require.NoError(t, err)
 		found = append(found, names...)
@@ -547,8 +556,8 @@ func leftovers(t *testing.T, word string) []string {
 	require.NoError(t, err)
 	for _, p := range processes {
 		b, err := os.ReadFile(p)
-		if err == nil && strings.Contains(string(b), word) && !strings.Contains(p, fmt.Sprintf("/%d/", os.Getpid())) {
-			found = append(found, "process "+strings.ReplaceAll(string(b), "\x00", " "))
+		if line := strings.ReplaceAll(string(b), "\x00", " "); err == nil && ours(line) {
+			found = append(found, "process "+line)
 		}
 	}
 	return found
