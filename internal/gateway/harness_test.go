@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,11 +25,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
-	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
 
 	"theseus.dev/theseus/internal/agentapi"
-	"theseus.dev/theseus/internal/agentapi/agentpb"
 	"theseus.dev/theseus/internal/pki"
 	"theseus.dev/theseus/internal/postgres"
 )
@@ -184,8 +180,8 @@ func newLab(t testing.TB, change func(*Config)) *lab {
 	require.NoError(t, err)
 	var wg sync.WaitGroup
 	l.a, l.b = l.newInstance("db-0-aaaaa"), l.newInstance("db-0-bbbbb")
+	introduce(l.a.fakeAgent, l.b.fakeAgent)
 	for _, i := range []*instance{l.a, l.b} {
-		i.status.ShardEndpoints = []*agentpb.Endpoint{l.a.endpoint(), l.b.endpoint()}
 		wg.Go(func() { i.initdb(bin, verifier) })
 	}
 	wg.Wait()
@@ -194,7 +190,7 @@ func newLab(t testing.TB, change func(*Config)) *lab {
 	l.tlsDir = l.leaf(agentapi.RoleGateway, "localhost")
 	l.port, l.health = freePort(t), freePort(t)
 	c := Config{
-		Shard: l.shard, Instances: []string{l.a.agentAddr}, ListenHost: "127.0.0.1", ListenPort: l.port,
+		Shard: l.shard, Instances: []string{l.a.addr}, ListenHost: "127.0.0.1", ListenPort: l.port,
 		HealthHost: "127.0.0.1", HealthPort: l.health, RunDir: shortDir(t), TLSDir: l.tlsDir, PgBouncer: bouncer,
 		ShutdownDelay: -1, DrainTimeout: 3 * time.Second, MaxPause: 5 * time.Second,
 		PoolerLog: testWriter{t}, Log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelDebug})),
@@ -260,44 +256,22 @@ func (l *lab) connect() *pgx.Conn {
 
 // instance is one PostgreSQL server and its agent.
 type instance struct {
+	*fakeAgent
 	lab       *lab
-	name      string
 	data, tls string
 	bin       string
 	port      int
-	agentAddr string
-	agentPort int
 	server    *exec.Cmd
 	stopped   bool
-
-	mu       sync.Mutex
-	status   *agentpb.Status
-	watchers map[chan *agentpb.Status]bool
-	paused   chan struct{}
-	agentpb.UnimplementedAgentServer
 }
 
 func (l *lab) newInstance(name string) *instance {
-	i := &instance{lab: l, name: name, port: freePort(l.t), agentPort: freePort(l.t), watchers: map[chan *agentpb.Status]bool{}, paused: make(chan struct{}, 1)}
-	i.agentAddr = fmt.Sprintf("127.0.0.1:%d", i.agentPort)
+	i := &instance{lab: l, port: freePort(l.t)}
 	i.tls = l.leaf(agentapi.RoleAgent, agentapi.ServerName(l.shard))
-	i.status = &agentpb.Status{
-		Shard: l.shard.String(), Instance: name, PodUid: name, BootId: name, Role: agentpb.Role_STANDBY, Term: 1,
-		Endpoint: i.endpoint(),
-	}
 	id, err := agentapi.NewFileIdentity(i.tls)
 	require.NoError(l.t, err)
-	listener, err := net.Listen("tcp", i.agentAddr)
-	require.NoError(l.t, err)
-	server := grpc.NewServer(agentapi.ServerOptions(id, l.shard, &agentapi.Authorizer{Instance: name})...)
-	agentpb.RegisterAgentServer(server, i)
-	go func() { _ = server.Serve(listener) }()
-	l.t.Cleanup(server.Stop)
+	i.fakeAgent = newFakeAgent(l.t, id, l.shard, name, i.port)
 	return i
-}
-
-func (i *instance) endpoint() *agentpb.Endpoint {
-	return &agentpb.Endpoint{Instance: i.name, Host: "127.0.0.1", PostgresPort: uint32(i.port), AgentPort: uint32(i.agentPort)}
 }
 
 // initdb makes and starts the server.
@@ -388,102 +362,6 @@ func (i *instance) sql(db, statement string) {
 	defer func() { _ = conn.Close(context.Background()) }()
 	_, err = conn.Exec(context.Background(), statement)
 	require.NoError(i.lab.t, err)
-}
-
-// say changes the agent's status and pushes it.
-func (i *instance) say(change func(*agentpb.Status)) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	next := proto.Clone(i.status).(*agentpb.Status)
-	change(next)
-	next.Sequence++
-	i.status = next
-	for w := range i.watchers {
-		select {
-		case w <- next:
-		default:
-		}
-	}
-}
-
-// establish says that the instance is the established primary of a term.
-func (i *instance) establish(term uint64) {
-	i.say(func(s *agentpb.Status) {
-		s.Role, s.Term, s.Established, s.Draining = agentpb.Role_PRIMARY, term, true, false
-	})
-}
-
-func (i *instance) drain(on bool) {
-	select {
-	case <-i.paused:
-	default:
-	}
-	i.say(func(s *agentpb.Status) { s.Draining = on })
-}
-
-// Acknowledge notes that the gateway has paused.
-func (i *instance) Acknowledge(_ context.Context, r *agentpb.AcknowledgeRequest) (*agentpb.AcknowledgeReply, error) {
-	if r.GetPaused() && r.GetTerm() == i.current().GetTerm() {
-		select {
-		case i.paused <- struct{}{}:
-		default:
-		}
-	}
-	return &agentpb.AcknowledgeReply{}, nil
-}
-
-func (i *instance) current() *agentpb.Status {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	return i.status
-}
-
-// awaitPause waits until the gateway has said that it has paused.
-func (i *instance) awaitPause(bound time.Duration) {
-	i.lab.t.Helper()
-	select {
-	case <-i.paused:
-	case <-time.After(bound):
-		require.Fail(i.lab.t, "the gateway has not acknowledged the drain")
-	}
-}
-
-func (i *instance) Watch(_ *agentpb.WatchRequest, stream grpc.ServerStreamingServer[agentpb.Status]) error {
-	updates := make(chan *agentpb.Status, 64)
-	i.mu.Lock()
-	i.watchers[updates] = true
-	first := i.status
-	i.mu.Unlock()
-	defer func() {
-		i.mu.Lock()
-		delete(i.watchers, updates)
-		i.mu.Unlock()
-	}()
-	if err := stream.Send(first); err != nil {
-		return err
-	}
-	heartbeat := time.NewTicker(500 * time.Millisecond)
-	defer heartbeat.Stop()
-	for {
-		select {
-		case <-stream.Context().Done():
-			return nil
-		case s := <-updates:
-			if err := stream.Send(s); err != nil {
-				return err
-			}
-		case <-heartbeat.C:
-			i.say(func(*agentpb.Status) {})
-		}
-	}
-}
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // shortDir is a directory whose name leaves room for a unix socket's (108 bytes in all).

@@ -250,6 +250,7 @@ func TestHopHidesWhatPasses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newHopLab(t)
+			l.hop.maxPause = time.Minute
 			l.route(Serve, 1, l.a)
 			pooler := l.login()
 			for range 3 {
