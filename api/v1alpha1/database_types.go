@@ -102,10 +102,10 @@ type LifetimeSpec struct {
 	// MaxAge no instance outlives. At least 10m, at most 696h (29 days, the default).
 	// +kubebuilder:default="696h"
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1m') && duration(self) <= duration('696h')",message="spec.lifetime.maxAge must be between 1m and 696h (29 days): nothing gets older here"
-	MaxAge metav1.Duration `json:"maxAge,omitempty"`
+	MaxAge metav1.Duration `json:"maxAge,omitzero"`
 	// AlwaysFailover additionally reparents every shard at least this often (for example 168h). Default: off.
 	// +optional
-	AlwaysFailover *metav1.Duration `json:"alwaysFailover,omitempty"`
+	AlwaysFailover *metav1.Duration `json:"alwaysFailover,omitzero"`
 	// ReuseVolumes lets an expired instance's successor take over its volume instead of being seeded onto a fresh
 	// one. Sensible on network volumes only. Default false.
 	// +optional
@@ -130,7 +130,7 @@ type GatewaySpec struct {
 	// MaxPause is how long a client may be held while there is no primary, before it gets an error. Default 15s.
 	// +kubebuilder:default="15s"
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('5m')",message="spec.gateway.maxPause must be between 1s and 5m"
-	MaxPause metav1.Duration `json:"maxPause,omitempty"`
+	MaxPause metav1.Duration `json:"maxPause,omitzero"`
 }
 
 // ApplicationSpec is what bootstrap creates for the application.

@@ -31,7 +31,7 @@ type NodePolicySpec struct {
 	// MaxAge no selected node outlives. At least 1m, at most 696h (29 days, the default).
 	// +kubebuilder:default="696h"
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1m') && duration(self) <= duration('696h')",message="spec.maxAge must be between 1m and 696h (29 days): nothing gets older here"
-	MaxAge metav1.Duration `json:"maxAge,omitempty"`
+	MaxAge metav1.Duration `json:"maxAge,omitzero"`
 	// Machine says who replaces the machine under a node. Default: nobody (None).
 	// +kubebuilder:default={}
 	Machine MachineSpec `json:"machine,omitempty"`
@@ -54,7 +54,7 @@ type NodePolicySpec struct {
 	// later. Default 12h.
 	// +kubebuilder:default="12h"
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1m')",message="spec.drainTimeout must be at least 1m"
-	DrainTimeout metav1.Duration `json:"drainTimeout,omitempty"`
+	DrainTimeout metav1.Duration `json:"drainTimeout,omitzero"`
 }
 
 // MachineSpec says who replaces machines.
@@ -79,7 +79,7 @@ type MachineWebhookSpec struct {
 	SecretName string `json:"secretName,omitempty"`
 	// Timeout of one request. Default 30s.
 	// +kubebuilder:default="30s"
-	Timeout metav1.Duration `json:"timeout,omitempty"`
+	Timeout metav1.Duration `json:"timeout,omitzero"`
 }
 
 // Window is a stretch of the week.

@@ -48,7 +48,7 @@ type ReparentSpec struct {
 	Reason string `json:"reason,omitempty"`
 	// DrainTimeout is how long open transactions may take to finish in a planned reparent. Default 3s.
 	// +kubebuilder:default="3s"
-	DrainTimeout metav1.Duration `json:"drainTimeout,omitempty"`
+	DrainTimeout metav1.Duration `json:"drainTimeout,omitzero"`
 }
 
 // ReparentPhase is one step with its times.
@@ -133,7 +133,7 @@ type ReparentStatus struct {
 	// WriteUnavailable is the time from the moment the old primary stopped acknowledging, as far as known, to the
 	// establishment of the new one.
 	// +optional
-	WriteUnavailable *metav1.Duration `json:"writeUnavailable,omitempty"`
+	WriteUnavailable *metav1.Duration `json:"writeUnavailable,omitzero"`
 	// FinishedAt is when the outcome was known.
 	// +optional
 	FinishedAt *metav1.MicroTime `json:"finishedAt,omitempty"`
