@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -9,9 +10,11 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
+	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
+	crconfig "sigs.k8s.io/controller-runtime/pkg/config"
 	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
@@ -69,7 +72,32 @@ func (o *operatorFlags) run(cmd *cobra.Command) error {
 	}
 	config.QPS, config.Burst = o.qps, int(2*o.qps)
 	config.UserAgent = "theseus-operator/" + release
+	log.Info("operator", "release", release, "operandImage", o.OperandImage, "namespaces", strings.Join(o.namespaces, ","))
+	return o.keepRunning(cmd.Context(), config, log)
+}
 
+// retryAfter is how long to wait before the controllers are started again.
+const retryAfter = time.Second
+
+// keepRunning starts the controllers again whenever they end before ctx does: when the API server cannot be reached or
+// the leader's lease was lost to it. Left to the kubelet, the restarts of an outage would add up to a back-off of
+// minutes, and an emergency right after the outage would wait for it.
+func (o *operatorFlags) keepRunning(ctx context.Context, config *rest.Config, log logr.Logger) error {
+	for {
+		err := o.runManager(ctx, config, log)
+		if ctx.Err() != nil {
+			return nil
+		}
+		log.Error(err, "the controllers ended, starting them again", "after", retryAfter.String())
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(retryAfter):
+		}
+	}
+}
+
+func (o *operatorFlags) runManager(ctx context.Context, config *rest.Config, log logr.Logger) error {
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme: controller.Scheme(), Logger: log, Cache: controller.CacheOptions(o.namespaces),
 		Metrics:                metricsserver.Options{BindAddress: o.metricsAddress},
@@ -80,6 +108,8 @@ func (o *operatorFlags) run(cmd *cobra.Command) error {
 		RenewDeadline:                 ptr.To(10 * time.Second),
 		RetryPeriod:                   ptr.To(2 * time.Second),
 		GracefulShutdownTimeout:       ptr.To(10 * time.Second),
+		// Names are registered once per process, managers may come several times.
+		Controller: crconfig.Controller{SkipNameValidation: ptr.To(true)},
 	})
 	if err != nil {
 		return err
@@ -90,9 +120,8 @@ func (o *operatorFlags) run(cmd *cobra.Command) error {
 	if err := mgr.AddReadyzCheck("ping", healthz.Ping); err != nil {
 		return err
 	}
-	if err := controller.Setup(cmd.Context(), mgr, o.Options); err != nil {
+	if err := controller.Setup(ctx, mgr, o.Options); err != nil {
 		return err
 	}
-	log.Info("operator", "release", release, "operandImage", o.OperandImage, "namespaces", strings.Join(o.namespaces, ","))
-	return mgr.Start(cmd.Context())
+	return mgr.Start(ctx)
 }

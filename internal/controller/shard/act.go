@@ -208,6 +208,9 @@ func (r *Reconciler) command(ctx context.Context, shard *v1alpha1.Shard, s *Stat
 			r.event(shard, corev1.EventTypeWarning, "CommandFailed", string(a.Verb), "%s on %s: %v", a.Verb, a.Instance, err)
 			return err
 		}
+		if target := s.instance(a.Target); target != nil {
+			r.tasks.tell(key, a.Instance, target.IP)
+		}
 		log.Info("command done")
 		return nil
 	})

@@ -77,12 +77,13 @@ func (r *Reconciler) gather(ctx context.Context, shard *v1alpha1.Shard, m *memor
 		}
 	}
 	for _, it := range byName {
-		it.Busy = r.tasks.busy(key, it.Name)
+		it.Busy, it.Told = r.tasks.busy(key, it.Name), r.tasks.toldAddress(key, it.Name)
 		s.Instances = append(s.Instances, *it)
 	}
 	slices.SortFunc(s.Instances, func(a, b Instance) int {
 		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.Name, b.Name))
 	})
+	r.tasks.forget(key, func(name string) bool { return byName[name] != nil })
 	if s.Reparenting, err = r.reparenting(ctx, shard); err != nil {
 		return nil, err
 	}

@@ -66,7 +66,7 @@ func follow(s *State, p Params, primary *Instance, c quorum.Cohort, it *Instance
 		seed.Why, seed.Discard = "its data has diverged", true
 		return seed
 	case st.GetTerm() < c.Term, st.GetReceiver().GetStreaming() && st.GetReceiver().GetSource() != primary.Name,
-		!streaming(primary, it.Name) && it.NotStreamingFor >= p.FollowAfter:
+		!streaming(primary, it.Name) && (it.NotStreamingFor >= p.FollowAfter || it.Told != "" && it.Told != primary.IP):
 		return &Action{Verb: AgentFollow, Instance: it.Name, Term: c.Term, Target: primary.Name, Why: fmt.Sprintf("%s is primary of term %d", primary.Name, c.Term)}
 	}
 	return nil

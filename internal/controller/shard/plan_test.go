@@ -425,6 +425,7 @@ func TestFollowers(t *testing.T) {
 		"an old primary is stopped":                       {w: healthy().edit("c", primaryOf(2, true, cohortOf(2, "c", 1, "a", "b"))), want: "Demote c"},
 		"a stopped one is told whom to follow":            {w: healthy().unheard("c").edit("c", role(agentpb.Role_STOPPED), func(it *Instance) { it.Status.Receiver, it.NotStreamingFor = nil, 4*time.Second }), want: "Follow c"},
 		"one that is just starting is left to itself":     {w: healthy().unheard("c").edit("c", func(it *Instance) { it.Status.Receiver, it.NotStreamingFor = nil, time.Second }), not: "Follow c"},
+		"one told an address the primary has no more":     {w: healthy().unheard("c").edit("c", func(it *Instance) { it.Told = "10.9.9.9" }), want: "Follow c"},
 		"an empty one is seeded from a standby":           {w: healthy().add("d"), want: "Seed d from b"},
 		"a diverged member is left in peace":              {w: healthy().edit("c", func(it *Instance) { it.Status.Diverged = true }), not: "Seed c from b"},
 		"a diverged outsider is seeded again":             {w: healthy().add("d", func(it *Instance) { it.Status.Role, it.Status.Diverged = agentpb.Role_STOPPED, true }), want: "Seed d from b"},

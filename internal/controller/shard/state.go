@@ -104,6 +104,8 @@ type Instance struct {
 	LastError  string
 	// NotStreamingFor is how long the primary has not listed it as a streaming standby; 0 while it does.
 	NotStreamingFor time.Duration
+	// Told is the address at which we told it to find its primary; "" when we never did.
+	Told string
 	// Busy is true while a command to its agent is under way.
 	Busy bool
 }

@@ -19,7 +19,14 @@ type tasks struct {
 	mu      sync.Mutex
 	running map[taskKey]bool
 	failed  map[taskKey]failure
+	told    map[told]string
 	group   sync.WaitGroup
+}
+
+// told is an instance that was told whom to follow.
+type told struct {
+	shard    types.NamespacedName
+	instance string
 }
 
 type taskKey struct {
@@ -41,7 +48,7 @@ const (
 )
 
 func newTasks(c clock.PassiveClock, done func(types.NamespacedName)) *tasks {
-	return &tasks{clock: c, done: done, running: map[taskKey]bool{}, failed: map[taskKey]failure{}}
+	return &tasks{clock: c, done: done, running: map[taskKey]bool{}, failed: map[taskKey]failure{}, told: map[told]string{}}
 }
 
 // start runs f unless the same is running or failed just now; it reports whether it did. The context of f ends with ctx
@@ -106,6 +113,20 @@ func (t *tasks) lastError(shard types.NamespacedName, instance string) string {
 	return string(verb) + ": " + newest.err.Error()
 }
 
+// tell remembers the address at which an instance was told to find its primary.
+func (t *tasks) tell(shard types.NamespacedName, instance, address string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.told[told{shard, instance}] = address
+}
+
+// toldAddress is the address last told, "" when we never told any.
+func (t *tasks) toldAddress(shard types.NamespacedName, instance string) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.told[told{shard, instance}]
+}
+
 // forget drops what is known of instances for which keep is false.
 func (t *tasks) forget(shard types.NamespacedName, keep func(instance string) bool) {
 	t.mu.Lock()
@@ -113,6 +134,11 @@ func (t *tasks) forget(shard types.NamespacedName, keep func(instance string) bo
 	for key := range t.failed {
 		if key.shard == shard && !keep(key.instance) {
 			delete(t.failed, key)
+		}
+	}
+	for key := range t.told {
+		if key.shard == shard && !keep(key.instance) {
+			delete(t.told, key)
 		}
 	}
 }
