@@ -1,0 +1,140 @@
+package sim
+
+import (
+	"fmt"
+
+	"theseus.dev/theseus/internal/quorum"
+)
+
+// check is what is known to the simulation alone, and what must always hold.
+type check struct {
+	violation string
+	acked     *record // the newest acknowledged commit; all acknowledged ones are in its log
+	ackCount  int
+}
+
+func (w *world) fail(format string, args ...any) {
+	if w.violation == "" {
+		w.violation = fmt.Sprintf(format, args...)
+		w.trace("VIOLATION: %s", w.violation)
+	}
+}
+
+// acknowledged: a client was told that its commit is safe. From now on every primary must have it; and it must be on one
+// line with everything acknowledged before, or there were two primaries.
+func (w *world) acknowledged(i *instance, r *record) {
+	w.ackCount++
+	switch {
+	case r.contains(w.acked):
+		w.acked = r
+	case !w.acked.contains(r):
+		w.fail("%s acknowledged commit %d of term %d (LSN %d) beside commit %d of term %d (LSN %d): two histories", i.name, r.id, r.tl.term, r.lsn, w.acked.id, w.acked.tl.term, w.acked.lsn)
+	}
+}
+
+// promoted: a new primary leaves recovery.
+func (w *world) promoted(i *instance, tl *timeline) {
+	w.trace("%s is promoted in term %d on timeline %d at %d", i.name, tl.term, tl.id, tl.start)
+	w.count("promotion")
+	if !i.pg.flushed.contains(w.acked) {
+		w.fail("%s is promoted in term %d without acknowledged commit %d of term %d (LSN %d); its log ends at LSN %d of term %d", i.name, tl.term, w.acked.id, w.acked.tl.term, w.acked.lsn, i.pg.flushed.end(), i.pg.flushed.tl.term)
+	}
+}
+
+// establishedAt: the agent says that the journal row r was acknowledged.
+func (w *world) establishedAt(i *instance, r *record) {
+	w.trace("%s is established in term %d", i.name, i.agent.mem.term)
+	w.count("established")
+	if !r.contains(w.acked) && !w.acked.contains(r) {
+		w.fail("%s is established in term %d without acknowledged commit %d of term %d", i.name, i.agent.mem.term, w.acked.id, w.acked.tl.term)
+	}
+}
+
+// replied: an agent gave its word for a term. It never goes back.
+func (w *world) replied(a *agent, term uint64) {
+	if term < a.i.maxTerm {
+		w.fail("%s went from term %d back to %d", a.i.name, a.i.maxTerm, term)
+	}
+	a.i.maxTerm = term
+	w.dirty = true
+}
+
+// booted: what an agent answered before it died must be on its disk.
+func (w *world) booted(a *agent) {
+	w.dirty = true
+	if a.disk.term < a.i.maxTerm && !w.v.ForgetPromise {
+		w.fail("%s restarted in term %d after answering in term %d", a.i.name, a.disk.term, a.i.maxTerm)
+	}
+	if w.v.ForgetPromise {
+		a.i.maxTerm = a.disk.term
+	}
+}
+
+// recorded: the record was replaced.
+func (w *world) recorded(old, next quorum.Record) {
+	w.trace("record: %v established %d", next.Cohorts, next.Established)
+	if err := next.Validate(); err != nil {
+		w.fail("an invalid record is stored: %v", err)
+	}
+	if next.Established < old.Established {
+		w.fail("established went from term %d back to %d", old.Established, next.Established)
+	}
+}
+
+// atMostOne: no two primaries are able to acknowledge, even if all that is in their way now went away: a standby counts for
+// the primary it is set to follow, until it has accepted a higher term.
+func (w *world) atMostOne() {
+	if !w.dirty {
+		return
+	}
+	w.dirty = false
+	var able *instance
+	for _, p := range w.instances {
+		if p.pg.mode != pgPrimary {
+			continue
+		}
+		n := 0
+		for _, name := range p.pg.loaded.Members {
+			m := w.byName[name]
+			follows := m.pg.upstream
+			if m.pg.mode == pgDown {
+				follows = m.agent.disk.follow
+			}
+			if m.whole() && follows == p.name && fits(m.pg.written, p.pg.written) {
+				n++
+			}
+		}
+		if n < p.pg.loaded.Acks {
+			continue
+		}
+		if able != nil {
+			w.fail("%s (%v) and %s (%v) are both able to acknowledge", able.name, able.pg.loaded, p.name, p.pg.loaded)
+			return
+		}
+		able = p
+	}
+}
+
+// healthy says what is missing for the shard to be in order; "" when it is.
+func (w *world) healthy() string {
+	rec := w.api.record
+	if !rec.Settled() {
+		return fmt.Sprintf("the record is not settled: %v, established %d", rec.Cohorts, rec.Established)
+	}
+	c := rec.Cohorts[0]
+	p := w.byName[c.Primary]
+	switch {
+	case p.pg.mode != pgPrimary || p.agent.established != c.Term:
+		return fmt.Sprintf("%s is not established in term %d", c.Primary, c.Term)
+	case len(c.Members) < w.conf.Instances-1:
+		return fmt.Sprintf("only %d members: %v", len(c.Members), c)
+	case c.Acks != quorum.DefaultAcks(w.conf.Instances):
+		return fmt.Sprintf("%d acknowledgements: %v", c.Acks, c)
+	}
+	for _, name := range c.Members {
+		if m := w.byName[name]; m.pg.receiver == nil || m.pg.receiver.up != p {
+			return fmt.Sprintf("%s does not stream from %s", name, p.name)
+		}
+	}
+	return ""
+}

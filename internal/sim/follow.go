@@ -1,0 +1,234 @@
+package sim
+
+import (
+	"fmt"
+	"time"
+
+	"theseus.dev/theseus/internal/quorum"
+	"theseus.dev/theseus/internal/reparent"
+)
+
+// followOrder is the order to follow a primary.
+type followOrder struct {
+	term      uint64
+	primary   string
+	timelines []reparent.Timeline
+	// rewind allows a diverged instance to be cut back. Only for primaries that are established.
+	rewind bool
+}
+
+func (a *agent) follow(o followOrder) (any, error) {
+	return a.command(o.term, func() (any, error) {
+		m, pg := a.mem, a.i.pg
+		switch {
+		case m.broken:
+			return nil, errNotWhole
+		case m.term == o.term && (m.primary || m.intent == o.term):
+			return nil, fmt.Errorf("%w: promoted in term %d", errRefused, o.term)
+		}
+		if pg.mode == pgPrimary {
+			a.halted = true
+			a.stopNow()
+		}
+		a.attribute()
+		theirs, clash := map[uint32]uint64{}, false
+		for _, t := range o.timelines {
+			theirs[t.ID] = t.Term
+			ours, known := m.timelines[t.ID]
+			clash = clash || known && ours != t.Term && pg.flushed.tli() >= t.ID && a.holds(t.ID)
+		}
+		diverged := clash && !a.w.v.SkipTimelineMap
+		a.persist(func(s *agentState) {
+			s.term, s.follow, s.primary = o.term, o.primary, false
+			if diverged {
+				s.diverged = true
+			} else {
+				s.timelines = with(s.timelines, theirs)
+			}
+		})
+		a.w.replied(a, o.term)
+		a.established = 0
+		if a.mem.diverged {
+			pg.crash(false)
+			return nil, fmt.Errorf("%w: diverged", errRefused)
+		}
+		return a.attach(o)
+	})
+}
+
+// holds reports whether the log has records of that timeline; a mere history file is forgotten.
+func (a *agent) holds(id uint32) bool {
+	_, _, ok := a.i.pg.flushed.history(id)
+	return ok
+}
+
+// attach points PostgreSQL at its primary and checks whether it can go on from there.
+func (a *agent) attach(o followOrder) (any, error) {
+	pg := a.i.pg
+	a.halted, a.fenced, a.exited = false, "", ""
+	if pg.proc.frozen {
+		a.stopNow()
+	}
+	if pg.mode == pgDown {
+		a.w.s.sleep(a.w.s.uniform(20*time.Millisecond, 300*time.Millisecond))
+		pg.start(pgStandby)
+	}
+	if pg.upstream != o.primary {
+		pg.stopReceiver()
+		a.settle()
+		pg.upstream = o.primary
+		pg.reconnect()
+	}
+	a.changed()
+	up := a.w.byName[o.primary]
+	if up == nil || a.w.link(a.i.machine, up.machine).cut || up.pg.mode == pgDown || up.pg.proc.frozen {
+		return nil, nil // it does not answer: nothing can be said
+	}
+	a.w.s.sleep(a.w.s.uniform(time.Millisecond, 5*time.Millisecond))
+	if up.pg.flushed == nil || fits(pg.written, up.pg.flushed) || pg.receiver != nil {
+		return nil, nil
+	}
+	if !o.rewind {
+		pg.crash(false)
+		a.persist(func(s *agentState) { s.diverged = true })
+		return nil, fmt.Errorf("%w: diverged", errRefused)
+	}
+	return a.rewind(up)
+}
+
+// rewind is pg_rewind: it destroys before it repairs.
+func (a *agent) rewind(up *instance) (any, error) {
+	pg, s := a.i.pg, a.w.s
+	pg.crash(false)
+	a.rewinding = true
+	defer func() { a.rewinding = false }()
+	a.persist(func(st *agentState) { st.broken = true })
+	epoch, began := up.pg.proc.epoch, common(pg.flushed, up.pg.flushed)
+	s.sleep(s.uniform(50*time.Millisecond, 2*time.Second))
+	if up.pg.proc.epoch != epoch || up.pg.mode == pgDown || a.w.link(a.i.machine, up.machine).cut || began == 0 {
+		a.persist(func(st *agentState) { st.diverged = true })
+		return nil, fmt.Errorf("%w: rewind failed", errRefused)
+	}
+	pg.flushed = appendFrom(pg.flushed.at(began), up.pg.flushed, up.pg.flushed.end())
+	pg.newest = max(pg.newest, up.pg.newest)
+	a.persist(func(st *agentState) { st.broken = false })
+	pg.start(pgStandby)
+	a.changed()
+	return nil, nil
+}
+
+// boot is the agent's own start, after a restart of its container or machine: it goes on with what its disk says.
+func (a *agent) boot() {
+	a.w.booted(a)
+	a.mem = a.disk
+	a.busy, a.established, a.draining, a.halted, a.resuming, a.rewinding = nil, 0, false, false, false, false
+	a.fenced, a.exited = "", ""
+	a.operatorHeard = a.w.s.clock(a.proc)
+	a.tick()
+}
+
+// tick is the agent's supervision and heartbeat.
+func (a *agent) tick() {
+	now := a.w.s.clock(a.proc)
+	if a.draining && now > a.drainUntil {
+		a.draining = false
+	}
+	a.i.pg.receiverTimeout()
+	a.fence(now)
+	a.supervise()
+	a.heartbeat()
+	a.w.s.after(time.Duration(float64(heartbeat)/a.proc.rate), a.proc, a.tick)
+}
+
+const heartbeat = 500 * time.Millisecond
+
+// supervise starts PostgreSQL when it ought to be up. A primary comes back only with its cohort's consent.
+func (a *agent) supervise() {
+	pg := a.i.pg
+	if pg.mode != pgDown || a.busy != nil || a.halted || a.mem.diverged || a.mem.broken || a.resuming || a.i.seeding || pg.proc.frozen {
+		return
+	}
+	a.resuming = true
+	a.w.s.spawn(a.proc, func() {
+		defer func() { a.resuming = false }()
+		if !a.mem.primary {
+			a.w.s.sleep(a.w.s.uniform(50*time.Millisecond, 500*time.Millisecond))
+			if pg.mode == pgDown && !a.mem.primary && !a.halted && a.busy == nil {
+				pg.upstream = a.mem.follow
+				pg.start(pgStandby)
+				a.changed()
+			}
+			return
+		}
+		term := a.mem.term
+		if !a.termStands() {
+			return
+		}
+		a.w.s.sleep(a.w.s.uniform(50*time.Millisecond, 300*time.Millisecond))
+		if pg.mode != pgDown || !a.mem.primary || a.mem.term != term || a.busy != nil || a.halted {
+			return
+		}
+		a.fenced, a.exited = "", ""
+		pg.start(pgPrimary)
+		pg.configure(a.mem.cohort)
+		a.changed()
+		_, _ = a.establish(term)
+	})
+}
+
+// termStands asks the cohort: as long as Acks members have accepted nothing higher, nobody can have left the term.
+func (a *agent) termStands() bool {
+	c, yes := a.mem.cohort, 0
+	for _, name := range c.Members {
+		m := a.w.byName[name]
+		if m == nil || a.w.link(a.i.machine, m.machine).cut || a.w.link(m.machine, a.i.machine).cut || m.agent.proc.frozen || !m.up {
+			continue
+		}
+		if m.agent.mem.term <= a.mem.term {
+			yes++
+		}
+	}
+	a.w.s.sleep(a.w.s.uniform(time.Millisecond, 20*time.Millisecond))
+	return yes >= c.Acks
+}
+
+// fence stops a primary that hears nobody.
+func (a *agent) fence(now time.Duration) {
+	pg := a.i.pg
+	if pg.mode != pgPrimary || a.busy != nil || now-a.operatorHeard < fenceAfter {
+		return
+	}
+	heard := 0
+	for _, s := range pg.senders {
+		if a.w.s.now-s.reply < fenceAfter && a.mem.cohort.Has(s.down.name) {
+			heard++
+		}
+	}
+	if heard >= a.mem.cohort.Acks {
+		return
+	}
+	pg.crash(false)
+	a.fenced, a.established = "heard nobody", 0
+}
+
+// useless reports whether only a new instance can take this one's place.
+func (a *agent) useless() bool {
+	return a.mem.diverged || a.mem.broken && !a.i.seeding && !a.rewinding
+}
+
+// whole reports whether the instance's log can be counted upon.
+func (i *instance) whole() bool {
+	return !i.lost && !i.seeding && !i.agent.disk.broken && i.pg.flushed != nil
+}
+
+func cohortOf(a *agent) *quorum.InUse {
+	pg := a.i.pg
+	if pg.mode != pgPrimary || !a.mem.primary {
+		return nil
+	}
+	use := &quorum.InUse{Cohort: pg.loaded, Since: pg.since, Flushed: map[string]uint64{}}
+	for _, s := range pg.senders {
+		use.Flushed[s.down.name] = s.flushed
+	}
+	return use
+}

@@ -1,0 +1,39 @@
+package sim
+
+// Variant leaves out one rule. The simulator must catch each: that is its own test.
+type Variant struct {
+	SkipRevoke      bool // a coordinator takes silence for a promise
+	SkipTimelineMap bool // an agent takes the number of a timeline for its term
+	RelaxBeforeKill bool // a primary stops waiting for standbys before it is stopped
+	CountLearners   bool // any standby's acknowledgement counts
+	SinglePhase     bool // a change of members forgets the old cohort at once
+	ForgetPromise   bool // a promise is not on the disk when it is answered
+	LSNOnly         bool // the log that is longer wins
+	SkipJournal     bool // established before the journal row is acknowledged
+	NoWitness       bool // a change of members is finished without waiting for the new ones
+	AnyRevision     bool // a late order brings back an old cohort
+	ApplyFirst      bool // a cohort is used before it is recorded
+	KeepReceiver    bool // a promise leaves the WAL receiver running
+	RetireBlindly   bool // an instance is deleted although the record names it
+}
+
+// Variants by name, with how many seeds it takes at most to catch each.
+var Variants = []struct {
+	Name    string
+	Variant Variant
+	Budget  int
+}{
+	{"skip-revoke", Variant{SkipRevoke: true}, 200},
+	{"skip-timeline-map", Variant{SkipTimelineMap: true}, 2000},
+	{"relax-before-kill", Variant{RelaxBeforeKill: true}, 200},
+	{"count-learners", Variant{CountLearners: true}, 200},
+	{"single-phase", Variant{SinglePhase: true}, 500},
+	{"forget-promise", Variant{ForgetPromise: true}, 500},
+	{"lsn-only", Variant{LSNOnly: true}, 500},
+	{"skip-journal", Variant{SkipJournal: true}, 500},
+	{"no-witness", Variant{NoWitness: true}, 500},
+	{"any-revision", Variant{AnyRevision: true}, 2000},
+	{"apply-first", Variant{ApplyFirst: true}, 1000},
+	{"keep-receiver", Variant{KeepReceiver: true}, 200},
+	{"retire-blindly", Variant{RetireBlindly: true}, 500},
+}
