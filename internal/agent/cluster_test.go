@@ -91,6 +91,9 @@ type node struct {
 	out    *lockedBuffer
 	cmd    *exec.Cmd
 	client *agentapi.Client
+	// quiet calls as a gateway, so that looking does not count as the operator being heard.
+	quiet *agentapi.Client
+	ids   [2]agentapi.Identity
 }
 
 type lockedBuffer struct {
@@ -115,6 +118,7 @@ type shardUnderTest struct {
 	t        *testing.T
 	ca       *authority
 	operator agentapi.Identity
+	gateway  agentapi.Identity
 	nodes    map[string]*node
 }
 
@@ -126,7 +130,7 @@ const (
 
 func newShard(t *testing.T, names ...string) *shardUnderTest {
 	s := &shardUnderTest{t: t, ca: newAuthority(t), nodes: map[string]*node{}}
-	s.operator = s.ca.identity(t, agentapi.RoleOperator)
+	s.operator, s.gateway = s.ca.identity(t, agentapi.RoleOperator), s.ca.identity(t, agentapi.RoleGateway)
 	subnet := mrand.IntN(250) + 1
 	for i, name := range names {
 		s.add(name, fmt.Sprintf("127.77.%d.%d", subnet, i+1))
@@ -152,7 +156,8 @@ func (s *shardUnderTest) add(name, ip string) *node {
 		Parameters: map[string]string{"shared_buffers": "32MB"}, FenceAfter: 2 * time.Second,
 	}}
 	s.nodes[name] = n
-	n.start(s.operator)
+	n.ids = [2]agentapi.Identity{s.operator, s.gateway}
+	n.start()
 	t.Cleanup(func() {
 		n.kill()
 		if t.Failed() {
@@ -170,7 +175,7 @@ func lastBytes(s string, n int) string {
 	return s
 }
 
-func (n *node) start(operator agentapi.Identity) {
+func (n *node) start() {
 	encoded, err := json.Marshal(n.conf)
 	require.NoError(n.t, err)
 	n.cmd = exec.Command(os.Args[0])
@@ -180,9 +185,10 @@ func (n *node) start(operator agentapi.Identity) {
 	require.Eventually(n.t, func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
-		c, err := agentapi.Dial(ctx, n.endpoint(), testShard, operator)
+		c, err := agentapi.Dial(ctx, n.endpoint(), testShard, n.ids[1])
 		if err == nil {
-			n.client = c
+			n.quiet = c
+			n.client, err = agentapi.NewClient(n.endpoint(), testShard, n.ids[0])
 		}
 		return err == nil
 	}, 10*time.Second, 20*time.Millisecond, "agent %s does not answer", n.name)
@@ -200,6 +206,7 @@ func (n *node) kill() {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 	_ = n.client.Close()
+	_ = n.quiet.Close()
 	n.cmd = nil
 }
 
@@ -210,7 +217,7 @@ func (n *node) endpoint() *agentpb.Endpoint {
 func (n *node) status() *agentpb.Status {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	st, err := n.client.GetStatus(ctx, &agentpb.GetStatusRequest{})
+	st, err := n.quiet.GetStatus(ctx, &agentpb.GetStatusRequest{})
 	if err != nil {
 		return &agentpb.Status{Message: err.Error()}
 	}

@@ -104,3 +104,17 @@ func failed(err error) error {
 }
 
 func equalState(a, b State) bool { return reflect.DeepEqual(a, b) }
+
+// steps says how long each step of a command took, for its log line.
+type steps struct {
+	last time.Time
+	took []any
+}
+
+func newSteps() *steps { return &steps{last: time.Now()} }
+
+func (s *steps) done(name string) {
+	now := time.Now()
+	s.took = append(s.took, name, now.Sub(s.last).Round(100*time.Microsecond))
+	s.last = now
+}

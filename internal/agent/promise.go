@@ -26,15 +26,17 @@ func (a *Agent) Promise(ctx context.Context, req *agentpb.PromiseRequest) (*agen
 		return nil, err
 	}
 	defer done()
+	begun := time.Now()
 	if err := a.acceptPromise(ctx, req.GetTerm()); err != nil {
 		a.log.Warn("promise refused", "term", req.GetTerm(), "coordinator", req.GetCoordinator(), "error", err)
 		return nil, failed(err)
 	}
+	persisted := time.Now()
 	reply, err := a.revoke(ctx)
 	if err != nil {
 		return nil, failed(err)
 	}
-	a.log.Info("promised", "term", req.GetTerm(), "coordinator", req.GetCoordinator(), "walTerm", reply.GetFlushed().GetWalTerm(),
+	a.log.Info("promised", "persisted", persisted.Sub(begun).Round(100*time.Microsecond), "revoked", time.Since(persisted).Round(100*time.Microsecond), "term", req.GetTerm(), "coordinator", req.GetCoordinator(), "walTerm", reply.GetFlushed().GetWalTerm(),
 		"lsn", postgres.LSN(reply.GetFlushed().GetLsn()).String(), "wasPrimary", reply.GetWasPrimary())
 	return reply, nil
 }

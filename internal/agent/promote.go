@@ -96,7 +96,10 @@ func (a *Agent) Promote(ctx context.Context, req *agentpb.PromoteRequest) (*agen
 	if err != nil {
 		return nil, failed(err)
 	}
-	if already && a.isPrimary() {
+	if already {
+		if !a.isPrimary() {
+			return nil, status.Error(codes.Unavailable, "promoted already, but PostgreSQL is down")
+		}
 		return a.commandReply(), nil
 	}
 	if err := a.promote(ctx, req.GetTerm(), cohort); err != nil {
@@ -126,6 +129,7 @@ func (a *Agent) promote(ctx context.Context, term uint64, cohort *quorum.Cohort)
 	if !a.pg.Initialised() {
 		return refuse("there is no data directory")
 	}
+	steps := newSteps()
 	if !a.pg.Running() {
 		if err := a.start(ctx, postgres.AsStandby, postgres.Runtime{Sync: postgres.Nobody}); err != nil {
 			return err
@@ -133,30 +137,40 @@ func (a *Agent) promote(ctx context.Context, term uint64, cohort *quorum.Cohort)
 	} else if err := a.pg.StopReceiver(ctx); err != nil {
 		return err
 	}
+	steps.done("ready")
 	if err := a.pg.SetSynchronous(ctx, cohort.Members, cohort.Acks); err != nil {
 		return err
 	}
+	steps.done("configured")
 	pos, err := a.pg.Promote(ctx)
 	if err != nil {
 		return err
 	}
-	err = a.update(ctx, func(s *State) error {
-		if s.Timelines == nil {
-			s.Timelines = map[uint32]uint64{}
-		}
-		// Possibly over the term of another instance's failed promotion that had picked this number: here it is ours.
-		s.Timelines[pos.Timeline] = term
-		s.Intent, s.Primary = 0, &Primary{Cohort: *cohort}
-		return nil
-	})
-	if err != nil {
+	steps.done("promoted")
+	if err := a.update(ctx, func(s *State) error { return s.promoted(term, pos.Timeline, *cohort) }); err != nil {
 		return err
 	}
+	steps.done("remembered")
+	a.log.Info("steps of the promotion", steps.took...)
 	a.mu.Lock()
 	a.live.role, a.live.established, a.live.draining, a.live.cohort, a.live.message = agentpb.Role_PRIMARY, false, false, cohort, ""
 	a.live.lastFlushed = pos
 	a.mu.Unlock()
 	a.changed()
+	return nil
+}
+
+// promoted makes s the state of a primary, unless something has come between.
+func (s *State) promoted(term uint64, timeline uint32, cohort quorum.Cohort) error {
+	if term == 0 || s.Term != term || s.Intent != term || s.Follow != nil {
+		return refuse("the promotion in term %d was overtaken", term)
+	}
+	if s.Timelines == nil {
+		s.Timelines = map[uint32]uint64{}
+	}
+	// Possibly over the term of another instance's failed promotion that had picked this number: here it is ours.
+	s.Timelines[timeline] = term
+	s.Intent, s.Primary = 0, &Primary{Cohort: cohort}
 	return nil
 }
 

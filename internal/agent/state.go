@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 
 	"theseus.dev/theseus/internal/quorum"
 )
@@ -107,7 +109,25 @@ func NewStore(dir string) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	return &Store{dir: dir, busy: make(chan struct{}, 1)}, nil
+	s := &Store{dir: dir, busy: make(chan struct{}, 1)}
+	_ = s.reserve() // on a full volume the one of earlier is there, or there is none
+	return s, nil
+}
+
+// ballast is given up when the volume is full: an instance that cannot write down a promise cannot be replaced by the
+// very reparent that would save it.
+const ballast = 256 << 10
+
+func (s *Store) ballastPath() string { return filepath.Join(s.dir, "ballast") }
+
+// reserve makes the ballast again.
+func (s *Store) reserve() error {
+	if info, err := os.Stat(s.ballastPath()); err == nil && info.Size() == ballast {
+		return nil
+	}
+	noise := make([]byte, ballast) // a file of zeroes might take no space
+	_, _ = rand.Read(noise)
+	return os.WriteFile(s.ballastPath(), noise, 0o600)
 }
 
 func (s *Store) path() string { return filepath.Join(s.dir, "state.json") }
@@ -152,6 +172,17 @@ func (s *Store) Save(ctx context.Context, st State) error {
 }
 
 func (s *Store) write(st State) error {
+	err := s.replace(st)
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		if rerr := os.Remove(s.ballastPath()); rerr == nil {
+			err = s.replace(st)
+		}
+		return err
+	}
+	return err
+}
+
+func (s *Store) replace(st State) error {
 	data, err := json.MarshalIndent(st, "", "  ")
 	if err != nil {
 		return err
