@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -14,6 +15,7 @@ import (
 
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/agentapi/agentpb"
+	"theseus.dev/theseus/internal/names"
 	"theseus.dev/theseus/internal/observer"
 )
 
@@ -87,8 +89,21 @@ func (r *Reconciler) gather(ctx context.Context, shard *v1alpha1.Shard, m *memor
 	if s.Reparenting, err = r.reparenting(ctx, shard); err != nil {
 		return nil, err
 	}
+	if s.NoGateway, err = r.noGateway(ctx, shard); err != nil {
+		return nil, err
+	}
 	r.recall(s, m)
 	return s, nil
+}
+
+// noGateway reports whether the read-write Service has nobody behind it yet.
+func (r *Reconciler) noGateway(ctx context.Context, shard *v1alpha1.Shard) (bool, error) {
+	if !gatewayEnabled(&shard.Spec.Template) {
+		return false, nil
+	}
+	d := &appsv1.Deployment{}
+	err := r.Client.Get(ctx, types.NamespacedName{Namespace: shard.Namespace, Name: names.Gateway(shard.Name)}, d)
+	return err != nil || d.Status.AvailableReplicas == 0, client.IgnoreNotFound(err)
 }
 
 func (r *Reconciler) gatherObjects(ctx context.Context, shard *v1alpha1.Shard, now time.Time) (map[string]*Instance, error) {

@@ -60,6 +60,8 @@ type State struct {
 	NoPrimaryFor time.Duration
 	// InUse is where the primary's WAL ended when it was first seen to use the cohort it uses now.
 	InUseSince uint64
+	// NoGateway is true while clients are to come through gateways and none of them is ready to take them.
+	NoGateway bool
 	// Instances that have a Pod or a claim, oldest first.
 	Instances []Instance
 }

@@ -171,6 +171,8 @@ func conditions(s *State, p Params, ready int, acting bool, objectsErr error) []
 		all = condition(v1alpha1.ConditionReady, false, "ObjectsFailed", objectsErr.Error())
 	case writable.Status != metav1.ConditionTrue:
 		all = condition(v1alpha1.ConditionReady, false, writable.Reason, writable.Message)
+	case s.NoGateway:
+		all = condition(v1alpha1.ConditionReady, false, "NoGateway", "no gateway is ready to take clients yet")
 	case redundant.Status != metav1.ConditionTrue:
 		all = condition(v1alpha1.ConditionReady, false, redundant.Reason, redundant.Message)
 	case ready < s.Wanted:
