@@ -22,13 +22,15 @@ const (
 	database  = "shop"
 	// Four nodes for three instances, so that there is room to replace any of them.
 	nodes = 4
+	// The lab's own default name, which its verbs need not be told.
+	defaultLab = "theseus"
 )
 
 func main() {
 	opts := options{}
 	flag.StringVar(&opts.cluster, "cluster", "lab", "lab, or current for the cluster of the current kubeconfig")
 	flag.StringVar(&opts.image, "image", "", "with -cluster=current: operator image; the operand is found beside it as <image>-pg17")
-	flag.StringVar(&opts.lab, "lab", "theseus", "name of the lab")
+	flag.StringVar(&opts.lab, "lab", defaultLab, "name of the lab")
 	flag.DurationVar(&opts.timeout, "timeout", 10*time.Minute, "bound on the whole demo")
 	flag.Parse()
 
@@ -127,6 +129,9 @@ func printHints(kit *labkit.Kit) {
 	}
 	fmt.Printf("  kubectl -n %s get databases,shards,pods\n", namespace)
 	if kit.LabName != "" {
+		if kit.LabName != defaultLab {
+			fmt.Printf("  export THESEUS_LAB=%s\n", kit.LabName)
+		}
 		fmt.Printf("  bin/lab client -- psql \"$(kubectl -n %s get secret %s-app -o go-template='{{.data.uri | base64decode}}')\"\n", namespace, database)
 		fmt.Println("  bin/lab node list; bin/lab node kill NAME     # and watch it heal")
 		fmt.Println("Stop it: bin/lab down   Remove everything: make clean-lab")
