@@ -191,7 +191,7 @@ func (a *Agent) listen(ctx context.Context) (*grpc.Server, error) {
 
 // shutdown is a bounded fast stop. New commands are refused from here on.
 func (a *Agent) shutdown() {
-	a.log.Info("stopping", "timeout", a.conf.StopTimeout)
+	a.log.Info("stopping", "timeout", a.conf.StopTimeout.String())
 	ctx, cancel := context.WithTimeout(context.Background(), a.conf.StopTimeout)
 	defer cancel()
 	_, done, err := a.commands.begin(ctx, ^uint64(0), "shutdown")

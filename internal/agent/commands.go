@@ -115,6 +115,9 @@ func newSteps() *steps { return &steps{last: time.Now()} }
 
 func (s *steps) done(name string) {
 	now := time.Now()
-	s.took = append(s.took, name, now.Sub(s.last).Round(100*time.Microsecond))
+	s.took = append(s.took, name, took(s.last))
 	s.last = now
 }
+
+// took is the time since begun, for people.
+func took(begun time.Time) string { return time.Since(begun).Round(100 * time.Microsecond).String() }

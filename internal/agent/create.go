@@ -168,7 +168,7 @@ func (a *Agent) prepareSeed(ctx context.Context, req *agentpb.SeedRequest) error
 }
 
 func (a *Agent) seed(ctx context.Context, seed *seeding, source postgres.Upstream) {
-	begun := a.now()
+	begun := time.Now()
 	err := a.copyFrom(ctx, seed, source)
 	if err == nil {
 		err = a.update(ctx, func(s *State) error { s.Halted = ""; return nil })
@@ -188,7 +188,7 @@ func (a *Agent) seed(ctx context.Context, seed *seeding, source postgres.Upstrea
 	if err != nil {
 		a.log.Error("seeding failed", "source", source.Instance, "error", err)
 	} else {
-		a.log.Info("seeded", "source", source.Instance, "bytes", copied, "took", a.clock.Since(begun).Round(time.Millisecond))
+		a.log.Info("seeded", "source", source.Instance, "bytes", copied, "took", took(begun))
 	}
 	a.changed()
 	a.reconsider() // the supervisor starts the standby

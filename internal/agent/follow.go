@@ -297,7 +297,7 @@ func (a *Agent) rejoin(ctx context.Context, up postgres.Upstream, deadline time.
 		// The caller's time may be up as well; what happened has to be remembered all the same.
 		return a.diverged(context.WithoutCancel(ctx), fmt.Sprintf("%s; rewind: %v", why, err))
 	}
-	a.log.Info("rewound", "primary", up.Instance, "why", why, "took", time.Since(begun).Round(time.Millisecond))
+	a.log.Info("rewound", "primary", up.Instance, "why", why, "took", took(begun))
 	if err := a.update(ctx, func(s *State) error { s.Rewinding = false; return nil }); err != nil {
 		return nil, failed(err)
 	}

@@ -36,7 +36,7 @@ func (a *Agent) Promise(ctx context.Context, req *agentpb.PromiseRequest) (*agen
 	if err != nil {
 		return nil, failed(err)
 	}
-	a.log.Info("promised", "persisted", persisted.Sub(begun).Round(100*time.Microsecond), "revoked", time.Since(persisted).Round(100*time.Microsecond), "term", req.GetTerm(), "coordinator", req.GetCoordinator(), "walTerm", reply.GetFlushed().GetWalTerm(),
+	a.log.Info("promised", "persisted", persisted.Sub(begun).Round(100*time.Microsecond).String(), "revoked", took(persisted), "term", req.GetTerm(), "coordinator", req.GetCoordinator(), "walTerm", reply.GetFlushed().GetWalTerm(),
 		"lsn", postgres.LSN(reply.GetFlushed().GetLsn()).String(), "wasPrimary", reply.GetWasPrimary())
 	return reply, nil
 }
@@ -141,7 +141,7 @@ func (a *Agent) stopPrimary(ctx context.Context, mode postgres.StopMode) (contro
 		return control, err
 	}
 	if running {
-		a.log.Info("primary stopped", "clean", clean, "took", time.Since(begun).Round(time.Millisecond))
+		a.log.Info("primary stopped", "clean", clean, "took", took(begun))
 	}
 	return a.pg.Control(ctx)
 }

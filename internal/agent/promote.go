@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -106,7 +107,7 @@ func (a *Agent) Promote(ctx context.Context, req *agentpb.PromoteRequest) (*agen
 		a.say("promotion failed: %v", err)
 		return nil, failed(err)
 	}
-	a.log.Info("promoted", "term", req.GetTerm(), "coordinator", req.GetCoordinator(), "took", time.Since(begun).Round(time.Millisecond))
+	a.log.Info("promoted", "term", req.GetTerm(), "coordinator", req.GetCoordinator(), "took", took(begun))
 	return a.commandReply(), nil
 }
 
@@ -138,15 +139,18 @@ func (a *Agent) promote(ctx context.Context, term uint64, cohort *quorum.Cohort)
 		return err
 	}
 	steps.done("ready")
-	if err := a.pg.SetSynchronous(ctx, cohort.Members, cohort.Acks); err != nil {
+	if err := a.pg.WriteSynchronous(cohort.Members, cohort.Acks); err != nil {
+		return err
+	}
+	// The proof that it is in force is had while the promotion runs.
+	configured := make(chan error, 1)
+	go func() { configured <- a.pg.SetSynchronous(ctx, cohort.Members, cohort.Acks) }()
+	pos, err := a.pg.Promote(ctx)
+	steps.done("promoted")
+	if err := errors.Join(err, <-configured); err != nil {
 		return err
 	}
 	steps.done("configured")
-	pos, err := a.pg.Promote(ctx)
-	if err != nil {
-		return err
-	}
-	steps.done("promoted")
 	if err := a.update(ctx, func(s *State) error { return s.promoted(term, pos.Timeline, *cohort) }); err != nil {
 		return err
 	}
@@ -211,7 +215,7 @@ func (a *Agent) establish(ctx context.Context, term uint64, kind, reason string)
 	}
 	a.mu.Unlock()
 	a.changed()
-	a.log.Info("established", "term", term, "kind", kind, "reason", reason, "took", time.Since(begun).Round(time.Millisecond))
+	a.log.Info("established", "term", term, "kind", kind, "reason", reason, "took", took(begun))
 	return nil
 }
 

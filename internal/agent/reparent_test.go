@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -141,4 +142,13 @@ func TestEmergencyReparent(t *testing.T) {
 	require.NoError(t, err)
 	require.False(t, r.GetDiverged(), "a clean old primary needs no rewind: %s", r.GetWhy())
 	winner.streaming("a")
+	for _, n := range s.nodes {
+		for line := range strings.Lines(n.out.String()) {
+			for _, what := range []string{"steps of", `"promised"`, `"primary stopped"`, `"established"`} {
+				if strings.Contains(line, what) {
+					t.Logf("%s: %s", n.name, strings.TrimSpace(line[46:]))
+				}
+			}
+		}
+	}
 }

@@ -120,7 +120,7 @@ func (a *Agent) start(ctx context.Context, mode postgres.Mode, r postgres.Runtim
 	go a.awaitExit(life)
 	a.changed()
 	if err == nil {
-		a.log.Info("PostgreSQL started", "primary", mode == postgres.AsPrimary, "took", time.Since(begun).Round(time.Millisecond))
+		a.log.Info("PostgreSQL started", "primary", mode == postgres.AsPrimary, "took", took(begun))
 	}
 	return err
 }

@@ -7,8 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // barrier is a name no instance has. See SetSynchronous.
@@ -49,6 +47,14 @@ func appliedAtStart(value string) applied {
 	return a
 }
 
+// WriteSynchronous writes the rule and tells the server, without waiting for a proof. Before a promotion that is enough: as
+// long as the server has not read it, nobody's acknowledgement counts (Nobody) and commits wait.
+func (s *Server) WriteSynchronous(members []string, acks int) error {
+	r := s.runtimeNow()
+	r.Sync = SyncNames(slices.Sorted(slices.Values(members)), acks)
+	return s.apply(r)
+}
+
 // SetSynchronous makes a running server require acks acknowledgements of members and returns when it is proven that no
 // commit will be acknowledged by an older rule. Three kinds of processes hold a copy of synchronous_standby_names:
 //
@@ -67,7 +73,7 @@ func appliedAtStart(value string) applied {
 //     copy is inherited by new walsenders, and is proven by what a new session sees.
 //
 // When ctx ends first, the new rule may or may not be in force: both cohorts must stay recorded.
-func (s *Server) SetSynchronous(ctx context.Context, members []string, acks int) (err error) {
+func (s *Server) SetSynchronous(ctx context.Context, members []string, acks int) error {
 	if acks < 0 || acks > len(members) {
 		return fmt.Errorf("%d acknowledgements cannot come from %d members", acks, len(members))
 	}
@@ -78,19 +84,13 @@ func (s *Server) SetSynchronous(ctx context.Context, members []string, acks int)
 	if before.known && before.acks == acks && slices.Equal(before.members, members) {
 		return nil
 	}
-	warm, err := s.acquire(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() { warm.done(err) }()
-	conn := warm.Conn
 	mayBeEmpty := before.mayBeEmpty || acks == 0
 	s.mu.Lock()
 	s.sync.acks, s.sync.mayBeEmpty = max(before.acks, acks), mayBeEmpty
 	s.mu.Unlock()
 	if !before.mayBeEmpty && acks > 0 && (!before.known || before.acks != acks) {
 		strict := fmt.Sprintf("FIRST %d (%s,%s)", max(acks, before.acks), quoteIdent(barrier), quoteNames(members))
-		if err := s.setSync(ctx, conn, strict, func(p int) bool { return p >= 2 }, members); err != nil {
+		if err := s.setSync(ctx, strict, func(p int) bool { return p >= 2 }, members); err != nil {
 			return err
 		}
 	}
@@ -98,11 +98,11 @@ func (s *Server) SetSynchronous(ctx context.Context, members []string, acks int)
 	if acks == 0 {
 		listed = nil
 	}
-	if err := s.setSync(ctx, conn, SyncNames(members, acks), func(p int) bool { return p == 1 }, listed); err != nil {
+	if err := s.setSync(ctx, SyncNames(members, acks), func(p int) bool { return p == 1 }, listed); err != nil {
 		return err
 	}
 	if mayBeEmpty && acks > 0 {
-		if _, err := conn.Exec(ctx, "CHECKPOINT"); err != nil {
+		if err := s.Checkpoint(ctx); err != nil {
 			return fmt.Errorf("proving that commits wait: %w", err)
 		}
 	}
@@ -113,7 +113,7 @@ func (s *Server) SetSynchronous(ctx context.Context, members []string, acks int)
 }
 
 // setSync writes the value, reloads, and waits until a new session and every walsender show it.
-func (s *Server) setSync(ctx context.Context, conn *pgx.Conn, value string, member func(priority int) bool, listed []string) error {
+func (s *Server) setSync(ctx context.Context, value string, member func(priority int) bool, listed []string) error {
 	r := s.runtimeNow()
 	r.Sync = value
 	s.mu.Lock()
@@ -123,7 +123,7 @@ func (s *Server) setSync(ctx context.Context, conn *pgx.Conn, value string, memb
 		return err
 	}
 	for {
-		late, err := s.late(ctx, conn, value, member, listed)
+		late, err := s.late(ctx, value, member, listed)
 		if err == nil && late == "" {
 			return nil
 		}
@@ -139,7 +139,7 @@ func (s *Server) setSync(ctx context.Context, conn *pgx.Conn, value string, memb
 }
 
 // late names who does not use the value yet, "" for nobody.
-func (s *Server) late(ctx context.Context, conn *pgx.Conn, value string, member func(int) bool, listed []string) (string, error) {
+func (s *Server) late(ctx context.Context, value string, member func(int) bool, listed []string) (string, error) {
 	fresh, err := s.Connect(ctx, "configure")
 	if err != nil {
 		return "", err
@@ -152,7 +152,7 @@ func (s *Server) late(ctx context.Context, conn *pgx.Conn, value string, member 
 	if seen != value {
 		return "the postmaster", nil
 	}
-	rows, err := conn.Query(ctx, "SELECT application_name, sync_priority FROM pg_stat_replication WHERE state IN ('catchup', 'streaming')")
+	rows, err := fresh.Query(ctx, "SELECT application_name, sync_priority FROM pg_stat_replication WHERE state IN ('catchup', 'streaming')")
 	if err != nil {
 		return "", err
 	}

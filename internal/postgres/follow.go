@@ -92,11 +92,16 @@ func (s *Server) runtimeNow() Runtime {
 // Runtime is the changeable configuration last written.
 func (s *Server) Runtime() Runtime { return s.runtimeNow() }
 
-// auxiliaries finds PostgreSQL's own processes of the given kinds by their titles ("postgres: NAME: walreceiver …").
+// auxiliaries finds PostgreSQL's own processes of the given kinds by their titles ("postgres: NAME: walreceiver …"). They
+// are children of the postmaster.
 func (s *Server) auxiliaries(kinds ...string) []int {
+	life := s.current()
+	if life == nil || closed(life.exited) {
+		return nil
+	}
 	prefix := "postgres: " + s.conf.Instance + ": "
 	var pids []int
-	for _, pid := range s.procs.Within(s.conf.Data) {
+	for _, pid := range s.procs.children(life.pid) {
 		title, ok := strings.CutPrefix(s.procs.title(pid), prefix)
 		if !ok {
 			continue
@@ -133,7 +138,8 @@ const receiverGrace = 50 * time.Millisecond
 //   - primary_conninfo names a client key that nothing else uses, and servers of the shard accept replication by
 //     certificate alone. Removing the key first means that a receiver which has not read it by now never connects.
 //   - A receiver that has read it had its title set long before (the title is set when the process starts, the key is
-//     read when it connects), so it is found by its title. It is terminated and waited for.
+//     read when it connects), so it is found by its title. It is terminated and waited for. Should the postmaster have
+//     died, its receiver is found in the data directory instead, and killed with all that is left there.
 //
 // A receiver that does not go (it sleeps in an fsync on a stalled device) is an error: after the device answers it could
 // still send an acknowledgement. Never use SIGKILL here: the postmaster takes that for a crash and stops everything.
@@ -147,7 +153,7 @@ func (s *Server) StopReceiver(ctx context.Context) error {
 	r.Upstream = nil
 	if err := s.apply(r); err != nil {
 		if errors.Is(err, ErrDown) {
-			return nil
+			return s.awaitCleaned(ctx)
 		}
 		return err
 	}
@@ -155,7 +161,10 @@ func (s *Server) StopReceiver(ctx context.Context) error {
 	for {
 		pids := s.auxiliaries("walreceiver")
 		if len(pids) == 0 {
-			return nil
+			if s.Running() {
+				return nil
+			}
+			return s.awaitCleaned(ctx)
 		}
 		for _, pid := range pids {
 			_ = syscall.Kill(pid, syscall.SIGTERM)

@@ -76,10 +76,15 @@ func (s *Server) Version() string {
 	return strings.TrimSpace(string(data))
 }
 
+// walSegment is the size of a WAL file in MB. A promotion copies one and flushes it before it takes writes, and a standby
+// that reconnects is sent its current one again from the beginning before it can acknowledge anything: a quarter of
+// PostgreSQL's 16 MB takes a quarter of that time from every reparent, for four times as many files.
+const walSegment = "4"
+
 // Init creates an empty data directory. What an interrupted Init left behind must be removed before (see Discard).
 func (s *Server) Init(ctx context.Context) error {
 	cmd := exec.Command(s.bin("initdb"), "--pgdata="+s.conf.Data, "--username="+Superuser, "--data-checksums",
-		"--encoding=UTF8", "--locale=C.UTF-8", "--auth-local=trust", "--auth-host=reject")
+		"--encoding=UTF8", "--locale=C.UTF-8", "--wal-segsize="+walSegment, "--auth-local=trust", "--auth-host=reject")
 	cmd.Env = toolEnv()
 	_, err := s.procs.Run(ctx, cmd)
 	return err
