@@ -160,6 +160,24 @@ func (c *console) paused(ctx context.Context) (bool, error) {
 	return false, errors.New("SHOW STATE: no row says whether PgBouncer is paused")
 }
 
+// knock comes as a client whom nobody knows. It is turned away, but makes PgBouncer look the name up, and for that begin
+// a login in the pool that looks names up.
+func (c *console) knock(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, consoleBound)
+	defer cancel()
+	config := c.config.Copy()
+	config.User, config.Database = "theseus_knock", lookupDatabase
+	if conn, err := pgconn.ConnectConfig(ctx, config); err == nil {
+		_ = conn.Close(ctx)
+	}
+}
+
+// limitPools changes how many server connections a pool may have. Those there are beyond it are closed when idle.
+func (c *console) limitPools(ctx context.Context, n int) error {
+	_, err := c.do(ctx, fmt.Sprintf("SET default_pool_size = %d", n))
+	return err
+}
+
 func (c *console) reload(ctx context.Context) error {
 	_, err := c.do(ctx, "RELOAD")
 	return err

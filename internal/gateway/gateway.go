@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -156,6 +157,7 @@ func build(c Config) (*gateway, error) {
 	g.hop = &hop{gate: g.gate, tls: agentapi.ClientTLS(identity, c.Shard), maxPause: c.MaxPause, clock: c.Clock, log: c.Log}
 	// Records of the full size at once: a gateway on the same network gains nothing from small first records.
 	g.hop.tls.DynamicRecordSizingDisabled = true
+	g.hop.refused = g.refused
 	g.metrics = newMetrics(func() float64 { return float64(g.hop.open.Load()) })
 	g.hop.metrics = g.metrics
 	password := rand.Text()
@@ -167,7 +169,7 @@ func build(c Config) (*gateway, error) {
 	}
 	g.steer = &steer{
 		gate: g.gate, hop: g.hop, console: g.console, metrics: g.metrics, clock: c.Clock, log: c.Log,
-		maxPause: c.MaxPause, wake: make(chan struct{}, 1),
+		maxPause: c.MaxPause, poolSize: c.PoolSize, wake: make(chan struct{}, 1),
 	}
 	g.follower = &follower{
 		name: c.Name, shard: c.Shard, identity: identity, host: c.InstancesHost, port: c.AgentPort,
@@ -301,6 +303,15 @@ func (g *gateway) attend(ctx context.Context) {
 		case <-ctx.Done():
 		case <-g.config.Clock.After(wait):
 		}
+	}
+}
+
+// refused makes PgBouncer begin the next login of the pool that looks names up at once, to wait in the hop for the
+// primary. Otherwise the first client to come after a long outage would be told of the last failure, since PgBouncer
+// remembers it until a login has succeeded. In the other pools their own clients see to that by coming back.
+func (g *gateway) refused(startup []byte) {
+	if bytes.Contains(startup, []byte("\x00user\x00"+lookupUser+"\x00")) {
+		go g.console.knock(context.Background())
 	}
 }
 

@@ -42,9 +42,11 @@ type hop struct {
 	log      *slog.Logger
 	metrics  *metrics
 
-	// logins is the number of connections that are being opened to a living target, for steer.
-	logins atomic.Int64
-	open   atomic.Int64
+	// refused is told of each login that was turned down for want of a primary, by its startup packet.
+	refused func(startup []byte)
+
+	// open is the number of sessions, those that wait for a primary included.
+	open atomic.Int64
 }
 
 // serve accepts until the context ends, and returns when every connection has ended.

@@ -22,6 +22,8 @@ const (
 const (
 	consoleUser = "theseus_console"
 	lookupUser  = "theseus_gateway"
+	// lookupDatabase is where names are looked up, whatever database a client asks for.
+	lookupDatabase = "postgres"
 )
 
 // hopSocket is where PgBouncer finds its "server".
@@ -50,7 +52,7 @@ func poolerConfig(c Config) string {
 	set("auth_type", "scram-sha-256")
 	set("auth_file", filepath.Join(c.RunDir, authFile))
 	set("auth_user", lookupUser)
-	set("auth_dbname", "postgres")
+	set("auth_dbname", lookupDatabase)
 	set("auth_query", "SELECT uname, phash FROM theseus.user_lookup($1)")
 	set("admin_users", consoleUser)
 

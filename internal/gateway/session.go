@@ -33,20 +33,11 @@ func (s *session) run(ctx context.Context) {
 	if t == nil {
 		return
 	}
-	counted, begin := true, s.hop.clock.Now()
-	loggedIn := func() {
-		if counted {
-			counted = false
-			s.hop.logins.Add(-1)
-			s.hop.log.Debug("login", "took", s.hop.clock.Since(begin), "instance", t.instance, "user", startupUser(s.startup))
-		}
-	}
-	defer loggedIn()
 	// The route ending the target, or PgBouncer closing, ends the socket, and with it the read in carry.
 	defer context.AfterFunc(t.ctx, s.up.cut)()
 	defer context.AfterFunc(ctx, s.up.leave)()
 	close(s.ready)
-	f := s.carry(first, loggedIn)
+	f := s.carry(first)
 	if ctx.Err() != nil {
 		return
 	}
@@ -61,10 +52,8 @@ func (s *session) run(ctx context.Context) {
 	}
 }
 
-func startupUser(b []byte) string { return string(b[8:]) }
-
 // acquire waits for a target and opens a connection to it, again and again until a server answers. It returns nil when
-// PgBouncer has closed its side or has been told that there is no primary. On success hop.logins counts this session.
+// PgBouncer has closed its side or has been told that there is no primary.
 func (s *session) acquire(ctx context.Context) (*target, []byte) {
 	pause := firstRetry
 	asked := s.hop.clock.Now()
@@ -78,13 +67,11 @@ func (s *session) acquire(ctx context.Context) (*target, []byte) {
 			pause = firstRetry
 			continue
 		}
-		s.hop.logins.Add(1)
 		up, first, err := s.attempt(ctx, t)
 		if err == nil {
 			s.up = up
 			return t, first
 		}
-		s.hop.logins.Add(-1)
 		if lastErr == nil || err.Error() != lastErr.Error() {
 			s.hop.log.Info("server connection failed, trying again", "instance", t.instance, "term", t.term, "error", err)
 			lastErr = err
@@ -139,13 +126,15 @@ func (s *session) giveUp(ctx context.Context, changed <-chan struct{}, route Rou
 // lateGrace is how long a login waits at least for a primary.
 const lateGrace = 250 * time.Millisecond
 
-// refuse ends the login with a clear error, which PgBouncer hands to every client that waits for this pool.
+// refuse ends the login with a clear error, which PgBouncer hands to every client that waits for this pool, and, cut to
+// some 120 characters with words of its own, to those that come later: what matters is said first.
 func (s *session) refuse(r Route) {
 	s.hop.metrics.refused.Inc()
-	msg := errorMessage(stateLost, fmt.Sprintf("theseus: no primary can be reached for longer than %s (term %d): %s",
-		s.hop.maxPause, r.Term, r.Why), "")
+	msg := errorMessage(stateLost, "no primary: "+r.Why, fmt.Sprintf("The shard has had no primary for longer than %s; its term is %d.",
+		s.hop.maxPause, r.Term))
 	_ = s.pooler.SetWriteDeadline(time.Now().Add(poolerBound))
 	_, _ = s.pooler.Write(msg)
+	s.hop.refused(s.startup)
 }
 
 // attempt opens a connection to t and returns the first bytes the server says.
@@ -202,7 +191,7 @@ func (s *session) greet(up *upstream) ([]byte, error) {
 }
 
 // carry copies what the server says to PgBouncer, beginning with first, until the connection ends.
-func (s *session) carry(first []byte, loggedIn func()) *framer {
+func (s *session) carry(first []byte) *framer {
 	f := &framer{}
 	buf := make([]byte, hopBuffer)
 	_ = s.up.SetReadDeadline(time.Now().Add(loginTimeout))
@@ -212,7 +201,6 @@ func (s *session) carry(first []byte, loggedIn func()) *framer {
 			was := f.loggedIn
 			f.feed(data)
 			if f.loggedIn && !was {
-				loggedIn()
 				_ = s.up.SetReadDeadline(time.Time{})
 			}
 			if f.standby {

@@ -10,8 +10,7 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// Bounds of steering. settle is how long a pause waits for logins under way: PAUSE closes those, and PgBouncer
-// would then fail the next client that comes before the pool has logged in again.
+// Bounds of steering. settle is how long a pause waits for logins under way; see quiesce.
 const (
 	settle      = 500 * time.Millisecond
 	settleStep  = 2 * time.Millisecond
@@ -50,6 +49,7 @@ type steer struct {
 	clock    clock.WithTicker
 	log      *slog.Logger
 	maxPause time.Duration
+	poolSize int
 	// paused tells the primary of a Drain that no transaction runs or begins any more. It is told again and again while
 	// the Drain lasts, since an agent that is asked to drain once more forgets what it was told.
 	paused func(context.Context, Route) error
@@ -110,30 +110,37 @@ func (s *steer) account(old, r Route) {
 func (s *steer) run(ctx context.Context) {
 	var p *pausing
 	defer func() { p.end() }()
+	narrow := false
 	tick := s.clock.NewTicker(steerWindow)
 	defer tick.Stop()
 	for {
 		_, route, _ := s.gate.state()
-		var retry <-chan time.Time
-		switch nextStep(route.Mode, p != nil, s.gate.held() > s.maxPause) {
-		case pause:
-			if s.settled(ctx) {
+		var err error
+		switch step := nextStep(route.Mode, p != nil, s.gate.held() > s.maxPause); {
+		case step == pause:
+			narrow = true
+			if s.quiesce(ctx) {
 				p = s.pause(ctx)
 			}
-		case resume:
+		case step == resume:
 			p.end()
-			if err := s.console.resume(ctx); err != nil {
-				s.failed(ctx, err)
-				retry = s.clock.After(steerRetry)
-				break
+			if err = s.widen(ctx); err == nil {
+				err = s.console.resume(ctx)
 			}
-			p = nil
-		case leave:
-			if p == nil {
-				if err := s.console.warm(ctx); err != nil {
-					s.failed(ctx, err)
-				}
+			if err == nil {
+				p, narrow = nil, false
 			}
+		case p == nil && narrow: // the drain was taken back before it had begun
+			if err = s.widen(ctx); err == nil {
+				narrow = false
+			}
+		case p == nil:
+			err = s.console.warm(ctx)
+		}
+		var retry <-chan time.Time
+		if err != nil {
+			s.failed(ctx, err)
+			retry = s.clock.After(steerRetry)
 		}
 		if p.over() && route.Mode == Drain {
 			if p.err != nil { // try again, within steerWindow
@@ -167,25 +174,38 @@ func (s *steer) tell(ctx context.Context, r Route) {
 	}()
 }
 
-// settled waits for the logins under way, at most settle; it returns false when the pause is not wanted any more.
-func (s *steer) settled(ctx context.Context) bool {
+// quiesce gets PgBouncer to where no login is under way, and says whether the pause is still wanted.
+//
+// PAUSE closes logins. To PgBouncer that is a login that failed, and after the RESUME it turns away whoever asks for a
+// pool without server connections (which all are, then) until a login succeeds. So pools are first kept from growing,
+// by a limit of one; then the logins under way are waited for, while transactions go on. What is left is a pool that
+// had no connection at all and begins its first login in the microseconds between the last look and the PAUSE.
+func (s *steer) quiesce(ctx context.Context) bool {
+	if err := s.console.limitPools(ctx, 1); err != nil {
+		s.failed(ctx, err)
+	}
 	limit := s.clock.NewTimer(settle)
 	defer limit.Stop()
-	for s.hop.logins.Load() > 0 {
-		_, _, changed := s.gate.state()
+	for {
+		pools, err := s.console.pools(ctx)
+		s.failed(ctx, err)
+		_, route, changed := s.gate.state()
+		if err != nil || pools["sv_login"] == 0 || route.Mode != Drain {
+			return route.Mode == Drain && ctx.Err() == nil
+		}
 		select {
 		case <-ctx.Done():
-			return false
 		case <-changed:
 		case <-limit.C():
-			s.log.Warn("a login takes long; pausing all the same", "logins", s.hop.logins.Load())
+			s.log.Warn("a login takes long; pausing all the same", "logins", pools["sv_login"])
 			return true
 		case <-s.clock.After(settleStep):
 		}
 	}
-	_, route, _ := s.gate.state()
-	return route.Mode == Drain
 }
+
+// widen takes the limit of quiesce back.
+func (s *steer) widen(ctx context.Context) error { return s.console.limitPools(ctx, s.poolSize) }
 
 // pausing is a PAUSE that has been sent and not taken back. Its methods may be called on nil: not paused.
 type pausing struct {
