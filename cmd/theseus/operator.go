@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -53,6 +54,7 @@ func newOperator() *cobra.Command {
 	f.BoolVar(&o.leaderElection, "leader-election", true, "elect a leader among replicas; emergencies do not wait for it")
 	f.StringVar(&o.leaderNamespace, "leader-namespace", os.Getenv("POD_NAMESPACE"), "namespace of the leader's Lease (POD_NAMESPACE)")
 	f.IntVar(&o.Workers, "workers", 8, "objects of a kind worked on at once")
+	f.StringVar(&o.Name, "name", cmp.Or(os.Getenv("POD_NAME"), hostname()), "name of this replica in journals (POD_NAME)")
 	f.Float32Var(&o.qps, "api-qps", 100, "requests per second to the API server")
 	return cmd
 }
@@ -124,4 +126,12 @@ func (o *operatorFlags) runManager(ctx context.Context, config *rest.Config, log
 		return err
 	}
 	return mgr.Start(ctx)
+}
+
+func hostname() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "operator"
+	}
+	return name
 }

@@ -25,8 +25,10 @@ import (
 	"theseus.dev/theseus/internal/controller/certificates"
 	"theseus.dev/theseus/internal/controller/database"
 	"theseus.dev/theseus/internal/controller/observe"
+	"theseus.dev/theseus/internal/controller/reparent"
 	"theseus.dev/theseus/internal/controller/shard"
 	"theseus.dev/theseus/internal/observer"
+	"theseus.dev/theseus/internal/verdict"
 )
 
 // Options of Setup.
@@ -39,6 +41,10 @@ type Options struct {
 	Workers int
 	// Clock is the source of all time.
 	Clock clock.WithTicker
+	// Name of this replica, for journals.
+	Name string
+	// NoEmergencies keeps this replica from starting reparents by itself. For tests.
+	NoEmergencies bool
 	// Params of the shard controller; zero means the defaults.
 	Params shard.Params
 	// Agents calls agents; nil means over the network with certificates of the database. Tests replace it.
@@ -112,8 +118,18 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 		return err
 	}
 	recorder := mgr.GetEventRecorder("theseus")
+	runner := &reparent.Runner{
+		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Observer: watching, Agents: opts.Agents, Recorder: recorder,
+		Clock: opts.Clock, Log: mgr.GetLogger().WithName("reparent"), Name: opts.Name,
+	}
+	if !opts.NoEmergencies {
+		if err := mgr.Add(&reparent.Emergency{Runner: runner, Params: verdict.DefaultParams(), Leading: leading(mgr)}); err != nil {
+			return err
+		}
+	}
 	for name, setup := range map[string]func(ctrl.Manager, int) error{
-		"observe": (&observe.Reconciler{Client: mgr.GetClient(), Observer: watching}).SetupWithManager,
+		"observe":  (&observe.Reconciler{Client: mgr.GetClient(), Observer: watching, Clock: opts.Clock}).SetupWithManager,
+		"reparent": (&reparent.Reconciler{Runner: runner}).SetupWithManager,
 		"database": (&database.Reconciler{
 			Client: mgr.GetClient(), Recorder: recorder, Clock: opts.Clock, ClusterDomain: opts.ClusterDomain,
 			Image: func(major int32) string { return OperandImage(opts.OperandImage, major) },
@@ -128,6 +144,18 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 		}
 	}
 	return nil
+}
+
+// leading reports whether this replica is the elected leader.
+func leading(mgr ctrl.Manager) func() bool {
+	return func() bool {
+		select {
+		case <-mgr.Elected():
+			return true
+		default:
+			return false
+		}
+	}
 }
 
 // index adds the indexes of the cache that controllers list by.

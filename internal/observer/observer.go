@@ -42,6 +42,8 @@ type Observation struct {
 	FailingSince time.Time
 	// LastError says why it is not Connected.
 	LastError string
+	// Refused is true when the machine answered that nobody listens there any more: the agent has ended.
+	Refused bool
 }
 
 // Change says what is new about a shard.

@@ -3,7 +3,9 @@ package observer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -147,6 +149,22 @@ func TestABrokenStreamIsOpenedAgainAndItsLastWordKept(t *testing.T) {
 	s.got(status("a", "1", nil))
 	require.True(t, o.Observations(shard)["a"].Connected)
 	require.Equal(t, []Change{Significant}, c.take())
+}
+
+func TestARefusedConnectionIsTold(t *testing.T) {
+	o, f, c := setup(t)
+	o.Sync(shard, []Target{target("a", "1")})
+	s := f.next(t)
+	s.got(status("a", "1", nil))
+	s.broken <- errors.New("reset")
+	s = f.next(t)
+	c.take()
+	s.broken <- fmt.Errorf("agent a: %w", syscall.ECONNREFUSED)
+	s = f.next(t)
+	require.Equal(t, []Change{Significant}, c.take(), "the process is gone, not only out of reach")
+	require.True(t, o.Observations(shard)["a"].Refused)
+	s.got(status("a", "1", nil))
+	require.False(t, o.Observations(shard)["a"].Refused)
 }
 
 func TestAnotherPodAtTheAddressIsNotBelieved(t *testing.T) {

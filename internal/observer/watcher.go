@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -116,6 +117,7 @@ func (w *watcher) got(s *agentpb.Status) {
 	}
 	w.seen.Status, w.seen.ReceivedAt = s, w.o.opts.Clock.Now()
 	w.seen.Connected, w.seen.FailingSince, w.seen.LastError = true, time.Time{}, ""
+	w.seen.Refused = false
 	w.mu.Unlock()
 	w.o.notify(w.shard, change)
 }
@@ -127,8 +129,11 @@ func (w *watcher) failed(err error) {
 		w.seen.FailingSince = w.o.opts.Clock.Now()
 	}
 	w.seen.Connected, w.seen.LastError = false, err.Error()
+	refused := errors.Is(err, syscall.ECONNREFUSED)
+	news := was || refused != w.seen.Refused
+	w.seen.Refused = refused
 	w.mu.Unlock()
-	if was {
+	if news {
 		w.o.opts.Log.V(1).Info("stream broke", "shard", w.shard, "instance", w.target.Instance, "error", err.Error())
 		w.o.notify(w.shard, Significant)
 	}

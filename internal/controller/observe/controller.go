@@ -1,12 +1,16 @@
-// Package observe tells the observer whom to watch: every instance with a Pod that has an address. It runs on every
-// replica of the operator.
+// Package observe tells the observer whom to watch: every instance with a Pod that has an address, and for a while those
+// whose Pod has been deleted. It runs on every replica of the operator.
 package observe
 
 import (
 	"context"
+	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -23,7 +27,21 @@ import (
 type Reconciler struct {
 	Client   client.Client
 	Observer *observer.Observer
+	Clock    clock.PassiveClock
+
+	mu      sync.Mutex
+	targets map[types.NamespacedName]map[string]lingering
 }
+
+// lingering is a target and since when it has had no Pod; zero while it has one.
+type lingering struct {
+	observer.Target
+	since time.Time
+}
+
+// linger is how long an instance is watched after its Pod was deleted. Its process outlives a forced deletion by a
+// moment, and what it says then (PostgreSQL has stopped) is worth a second and a half of silence.
+const linger = 10 * time.Second
 
 // SetupWithManager registers the controller, on every replica.
 func (r *Reconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
@@ -40,6 +58,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	if err := r.Client.Get(ctx, req.NamespacedName, shard); err != nil {
 		if client.IgnoreNotFound(err) == nil {
 			r.Observer.Forget(req.NamespacedName)
+			r.mu.Lock()
+			delete(r.targets, req.NamespacedName)
+			r.mu.Unlock()
 			return reconcile.Result{}, nil
 		}
 		return reconcile.Result{}, err
@@ -50,8 +71,43 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	}); err != nil {
 		return reconcile.Result{}, err
 	}
-	r.Observer.Sync(req.NamespacedName, Targets(shard, pods.Items))
-	return reconcile.Result{}, nil
+	targets, again := r.withLingering(req.NamespacedName, Targets(shard, pods.Items))
+	r.Observer.Sync(req.NamespacedName, targets)
+	return reconcile.Result{RequeueAfter: again}, nil
+}
+
+// withLingering adds those that had a Pod a moment ago, and says when the first of them has lingered enough.
+func (r *Reconciler) withLingering(key types.NamespacedName, targets []observer.Target) ([]observer.Target, time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := r.Clock.Now()
+	next := map[string]lingering{}
+	for _, t := range targets {
+		next[t.Instance] = lingering{Target: t}
+	}
+	var again time.Duration
+	for name, l := range r.targets[key] {
+		if _, ok := next[name]; ok {
+			continue
+		}
+		if l.since.IsZero() {
+			l.since = now
+		}
+		left := linger - now.Sub(l.since)
+		if left <= 0 {
+			continue
+		}
+		next[name] = l
+		targets = append(targets, l.Target)
+		if again == 0 || left < again {
+			again = left
+		}
+	}
+	if r.targets == nil {
+		r.targets = map[types.NamespacedName]map[string]lingering{}
+	}
+	r.targets[key] = next
+	return targets, again
 }
 
 // Targets are the shard's Pods that can be watched. A terminating one still is: its last words matter.

@@ -1,0 +1,210 @@
+package reparent
+
+import (
+	"context"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/agentapi"
+	"theseus.dev/theseus/internal/agentapi/agentpb"
+	"theseus.dev/theseus/internal/controller/shard"
+	"theseus.dev/theseus/internal/observer"
+	"theseus.dev/theseus/internal/reparent"
+	"theseus.dev/theseus/internal/verdict"
+)
+
+// history is what is remembered of one shard between two looks at it: since when something has lasted.
+type history struct {
+	// advanced is what a standby had received last, and since when.
+	advanced map[string]moved
+	// slowSince is since when a probe of an instance has been slow, by instance and probe.
+	slowSince map[string]time.Time
+	// podGoneSince is since when an instance has had no Pod.
+	podGoneSince map[string]time.Time
+	// inFlight is the phase of the newest Reparent without an outcome, and when we first saw it in that state: journals
+	// carry the coordinator's clock, and ages must be by ours.
+	inFlight      string
+	inFlightSince time.Time
+	// last verdict, for counting changes; retryAfter holds off after a reparent that failed.
+	last       verdict.Verdict
+	failures   int
+	retryAfter time.Time
+}
+
+type moved struct {
+	lsn   uint64
+	since time.Time
+}
+
+func newHistory() *history {
+	return &history{advanced: map[string]moved{}, slowSince: map[string]time.Time{}, podGoneSince: map[string]time.Time{}}
+}
+
+// slowProbe is the latency from which a probe counts as slow: a commit or an fsync takes milliseconds, on a bad day tens.
+const slowProbe = time.Second
+
+// observed translates everything known of the shard for the verdict.
+func (e *Emergency) observed(ctx context.Context, sh *v1alpha1.Shard, h *history) (verdict.Observed, error) {
+	now := e.Runner.Clock.Now()
+	pods := &corev1.PodList{}
+	if err := e.Runner.Client.List(ctx, pods, client.InNamespace(sh.Namespace), client.MatchingLabels{
+		v1alpha1.LabelShard: sh.Name, v1alpha1.LabelComponent: v1alpha1.ComponentInstance,
+	}); err != nil {
+		return verdict.Observed{}, err
+	}
+	byName := map[string]*corev1.Pod{}
+	for i := range pods.Items {
+		byName[pods.Items[i].Name] = &pods.Items[i]
+	}
+	o := verdict.Observed{Record: shard.RecordOf(sh)}
+	seen := map[string]bool{}
+	for name, ob := range e.Runner.Observer.Observations(client.ObjectKeyFromObject(sh)) {
+		i := h.instance(name, &ob, now)
+		e.fromKubernetes(ctx, &i, byName[name], h, now)
+		o.Instances = append(o.Instances, i)
+		seen[name] = true
+	}
+	// Those the record names and nobody watches any more are part of the picture.
+	for _, name := range o.Record.Names() {
+		if !seen[name] {
+			i := verdict.Instance{Name: name, Age: time.Hour, Disconnected: true}
+			e.fromKubernetes(ctx, &i, byName[name], h, now)
+			o.Instances = append(o.Instances, i)
+		}
+	}
+	var err error
+	o.Reparent, err = e.inFlight(ctx, sh, h, now)
+	return o, err
+}
+
+// instance translates what was heard from an agent.
+func (h *history) instance(name string, ob *observer.Observation, now time.Time) verdict.Instance {
+	st := ob.Status
+	i := verdict.Instance{Name: name, Heard: st != nil, Disconnected: ob.Refused}
+	if st == nil {
+		i.Age = now.Sub(ob.FailingSince)
+		return i
+	}
+	i.Age = now.Sub(ob.ReceivedAt)
+	i.Role, i.Term, i.Established, i.Draining = roleOf(st.GetRole()), st.GetTerm(), st.GetEstablished(), st.GetDraining()
+	i.Fenced, i.Exited, i.Diverged = st.GetFenced(), st.GetPostgresExit(), st.GetDiverged()
+	i.Position = agentapi.PositionFromPB(st.GetFlushed())
+	i.Receiver = verdict.Receiver{
+		Streaming: st.GetReceiver().GetStreaming(), Source: st.GetReceiver().GetSource(),
+		MessageAge: time.Duration(st.GetReceiver().GetMessageAgeMs()) * time.Millisecond,
+		AdvanceAge: h.advance(name, st.GetReceivedLsn(), now),
+	}
+	i.Peers = map[string]verdict.Peer{}
+	for _, p := range st.GetPeers() {
+		i.Peers[p.GetInstance()] = verdict.Peer{
+			Streaming: p.GetState() == "streaming", ReplyAge: time.Duration(p.GetReplyAgeMs()) * time.Millisecond,
+		}
+	}
+	at := time.UnixMilli(st.GetAtUnixMs())
+	i.WriteProbe = h.probe(name+"/write", st.GetWriteProbe(), at, now)
+	i.CommitProbe = h.probe(name+"/commit", st.GetCommitProbe(), at, now)
+	i.DiskProbe = h.probe(name+"/disk", st.GetDiskProbe(), at, now)
+	i.ConnectProbe = h.probe(name+"/connect", st.GetConnectProbe(), at, now)
+	if size := st.GetDisk().GetSizeBytes(); size > 0 {
+		i.DiskUsed = 1 - float64(st.GetDisk().GetAvailableBytes())/float64(size)
+	}
+	return i
+}
+
+func roleOf(r agentpb.Role) verdict.Role {
+	switch r {
+	case agentpb.Role_EMPTY:
+		return verdict.RoleEmpty
+	case agentpb.Role_SEEDING:
+		return verdict.RoleSeeding
+	case agentpb.Role_STANDBY:
+		return verdict.RoleStandby
+	case agentpb.Role_PRIMARY:
+		return verdict.RolePrimary
+	case agentpb.Role_STOPPED:
+		return verdict.RoleStopped
+	}
+	return verdict.RoleUnknown
+}
+
+func (h *history) advance(name string, received uint64, now time.Time) time.Duration {
+	if have, ok := h.advanced[name]; ok && have.lsn == received {
+		return now.Sub(have.since)
+	}
+	h.advanced[name] = moved{received, now}
+	return 0
+}
+
+// probe translates a probe. Durations are between moments of the agent's own clock.
+func (h *history) probe(key string, p *agentpb.Probe, at, now time.Time) verdict.Probe {
+	out := verdict.Probe{Failures: int(p.GetFailures()), Error: p.GetError()}
+	if since := p.GetPendingSinceUnixMs(); since > 0 {
+		out.Pending = max(at.Sub(time.UnixMilli(since)), time.Millisecond)
+	}
+	if time.Duration(p.GetLatencyUs())*time.Microsecond < slowProbe {
+		delete(h.slowSince, key)
+		return out
+	}
+	if h.slowSince[key].IsZero() {
+		h.slowSince[key] = now
+	}
+	out.SlowFor = now.Sub(h.slowSince[key])
+	return out
+}
+
+// fromKubernetes fills in what the Pod and the node say.
+func (e *Emergency) fromKubernetes(ctx context.Context, i *verdict.Instance, pod *corev1.Pod, h *history, now time.Time) {
+	ended := pod != nil && (pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded)
+	if pod == nil || ended {
+		if h.podGoneSince[i.Name].IsZero() {
+			h.podGoneSince[i.Name] = now
+		}
+		i.PodGone, i.PodGoneFor = true, now.Sub(h.podGoneSince[i.Name])
+		return
+	}
+	delete(h.podGoneSince, i.Name)
+	_, i.Leaving = pod.Annotations[shard.AnnotationRetiring]
+	if pod.Spec.NodeName == "" {
+		return
+	}
+	node := &corev1.Node{}
+	if err := e.Runner.Client.Get(ctx, types.NamespacedName{Name: pod.Spec.NodeName}, node); err != nil {
+		return
+	}
+	for _, c := range node.Status.Conditions {
+		if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
+			i.NodeNotReadyFor = max(now.Sub(c.LastTransitionTime.Time), time.Millisecond)
+		}
+	}
+}
+
+// inFlight is the Reparent of the highest term that has no outcome. Its age is how long we have seen it in its phase.
+func (e *Emergency) inFlight(ctx context.Context, sh *v1alpha1.Shard, h *history, now time.Time) (*verdict.InFlight, error) {
+	list := &v1alpha1.ReparentList{}
+	if err := e.Runner.Client.List(ctx, list, client.InNamespace(sh.Namespace), client.MatchingFields{shard.IndexReparentShard: sh.Name}); err != nil {
+		return nil, err
+	}
+	var newest *v1alpha1.Reparent
+	for i := range list.Items {
+		rp := &list.Items[i]
+		if rp.Status.Outcome == "" && rp.Spec.Term > sh.Status.Record.EstablishedTerm && (newest == nil || rp.Spec.Term > newest.Spec.Term) {
+			newest = rp
+		}
+	}
+	if newest == nil {
+		h.inFlight = ""
+		return nil, nil
+	}
+	if state := newest.Name + "/" + newest.ResourceVersion; state != h.inFlight {
+		h.inFlight, h.inFlightSince = state, now
+	}
+	limits := reparent.Limits{Drain: newest.Spec.DrainTimeout.Duration}
+	return &verdict.InFlight{
+		Term: uint64(newest.Spec.Term), Phase: newest.Status.Phase,
+		PhaseAge: now.Sub(h.inFlightSince), PhaseLimit: limits.Phase(reparent.PhaseName(newest.Status.Phase)),
+	}, nil
+}

@@ -1,0 +1,220 @@
+package reparent
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/recorder"
+
+	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/agentapi/agentpb"
+	"theseus.dev/theseus/internal/controller/shard"
+	"theseus.dev/theseus/internal/observer"
+	"theseus.dev/theseus/internal/reparent"
+)
+
+// Runner carries out reparents, one at a time per shard in this process.
+type Runner struct {
+	Client   client.Client
+	Live     client.Reader // the API server itself
+	Observer *observer.Observer
+	Agents   shard.Agents
+	Recorder recorder.EventRecorder
+	Clock    clock.WithTicker
+	Log      logr.Logger
+	// Name of this replica, for the journal.
+	Name string
+
+	mu   sync.Mutex
+	busy map[types.NamespacedName]bool
+	wg   sync.WaitGroup
+}
+
+// claim takes the shard for one reparent in this process.
+func (r *Runner) claim(key types.NamespacedName) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.busy[key] {
+		return false
+	}
+	if r.busy == nil {
+		r.busy = map[types.NamespacedName]bool{}
+	}
+	r.busy[key] = true
+	return true
+}
+
+func (r *Runner) release(key types.NamespacedName) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.busy, key)
+}
+
+// Busy reports whether a reparent of the shard is under way in this process.
+func (r *Runner) Busy(key types.NamespacedName) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.busy[key]
+}
+
+// Go runs f for the shard in the background unless a reparent of it is under way here, and reports whether it does.
+func (r *Runner) Go(key types.NamespacedName, f func()) bool {
+	if !r.claim(key) {
+		return false
+	}
+	r.wg.Go(func() {
+		defer r.release(key)
+		f()
+	})
+	return true
+}
+
+// Wait returns when all reparents under way have ended.
+func (r *Runner) Wait() { r.wg.Wait() }
+
+// Run carries out one reparent of the shard. What is known of the instances and the journals is filled into req. Call it
+// within Go.
+func (r *Runner) Run(ctx context.Context, key types.NamespacedName, req reparent.Request) (reparent.Result, error) {
+	sh := &v1alpha1.Shard{}
+	if err := r.Client.Get(ctx, key, sh); err != nil {
+		return reparent.Result{}, err
+	}
+	fleet, err := r.fleet(ctx, sh)
+	if err != nil {
+		return reparent.Result{}, err
+	}
+	if req.Spent, err = r.spent(ctx, sh, req.Term); err != nil {
+		return reparent.Result{}, err
+	}
+	req.Instances, req.Size = fleet.instances, max(int(sh.Spec.Template.Instances)-1, 0)
+	// Unique to this run and not only to this process: a term that was opened is never opened again.
+	req.Coordinator = r.Name + "/" + strconv.FormatUint(rand.Uint64(), 36)
+
+	calls := newAgents(r.Agents, key, req.Coordinator, fleet.endpoints)
+	defer calls.Close()
+	calls.warm(ctx)
+	story := tell(ctx, key, &req, r.Clock.Now())
+	j := &journal{
+		client: r.Client, live: r.Live, clock: r.Clock, log: r.Log.WithValues("shard", key), shard: sh,
+		drain: req.Limits.Drain, observe: story.phase, entries: map[uint64]*entry{},
+	}
+	c := reparent.Coordinator{
+		Records: &records{live: r.Live, write: r.Client, key: key, clock: r.Clock},
+		Agents:  calls, Journal: j, Runtime: reparent.ClockRuntime{Clock: r.Clock},
+	}
+	log := r.Log.WithValues("shard", key, "kind", req.Kind, "reason", req.Reason)
+	log.Info("reparent begins")
+	result := c.Run(ctx, req)
+	story.end(result, r.Clock.Now())
+	log.Info("reparent ended", "outcome", result.Outcome, "term", result.Term, "from", result.OldPrimary, "to", result.NewPrimary,
+		"why", result.Why, "message", result.Message, "writeUnavailable", result.WriteUnavailable.String())
+	r.announce(sh, &req, result)
+	return result, nil
+}
+
+func (r *Runner) announce(sh *v1alpha1.Shard, req *reparent.Request, res reparent.Result) {
+	switch res.Outcome {
+	case reparent.Succeeded:
+		r.Recorder.Eventf(sh, nil, corev1.EventTypeNormal, "Reparented", string(req.Kind), "%s → %s in term %d (%s, writes unavailable for %s): %s",
+			res.OldPrimary, res.NewPrimary, res.Term, req.Reason, res.WriteUnavailable.Round(time.Millisecond), res.Why)
+	case reparent.Overtaken:
+	default:
+		r.Recorder.Eventf(sh, nil, corev1.EventTypeWarning, "Reparent"+string(res.Outcome), string(req.Kind), "%s reparent (%s): %s", req.Kind, req.Reason, res.Message)
+	}
+}
+
+// spent is the highest term a Reparent of the shard exists for, other than own.
+func (r *Runner) spent(ctx context.Context, sh *v1alpha1.Shard, own uint64) (uint64, error) {
+	list := &v1alpha1.ReparentList{}
+	if err := r.Client.List(ctx, list, client.InNamespace(sh.Namespace), client.MatchingFields{shard.IndexReparentShard: sh.Name}); err != nil {
+		return 0, err
+	}
+	var spent uint64
+	for i := range list.Items {
+		if t := uint64(list.Items[i].Spec.Term); t != own {
+			spent = max(spent, t)
+		}
+	}
+	return spent, nil
+}
+
+// fleet is what a reparent has to work with.
+type fleet struct {
+	instances []reparent.Instance
+	endpoints map[string]*agentpb.Endpoint
+}
+
+// reachableAge is the age of a status up to which an agent counts as reachable.
+const reachableAge = 1500 * time.Millisecond
+
+func (r *Runner) fleet(ctx context.Context, sh *v1alpha1.Shard) (*fleet, error) {
+	pods := &corev1.PodList{}
+	if err := r.Client.List(ctx, pods, client.InNamespace(sh.Namespace), client.MatchingLabels{
+		v1alpha1.LabelShard: sh.Name, v1alpha1.LabelComponent: v1alpha1.ComponentInstance,
+	}); err != nil {
+		return nil, err
+	}
+	now := r.Clock.Now()
+	f := &fleet{endpoints: map[string]*agentpb.Endpoint{}}
+	for name, o := range r.Observer.Observations(client.ObjectKeyFromObject(sh)) {
+		f.endpoints[name] = o.Endpoint
+		i := reparent.Instance{
+			Name: name, Zone: o.Status.GetZone(), Term: o.Status.GetTerm(),
+			Reachable: o.Connected && now.Sub(o.ReceivedAt) < reachableAge, Current: true,
+		}
+		if flushed, replayed := o.Status.GetFlushed().GetLsn(), o.Status.GetReplayedLsn(); o.Status.GetRole() == agentpb.Role_STANDBY && flushed > replayed {
+			i.ReplayLag = flushed - replayed
+		}
+		r.fromPod(ctx, sh, &i, pods.Items)
+		f.instances = append(f.instances, i)
+	}
+	return f, nil
+}
+
+// fromPod fills in what the Pod and its node say of an instance.
+func (r *Runner) fromPod(ctx context.Context, sh *v1alpha1.Shard, i *reparent.Instance, pods []corev1.Pod) {
+	for k := range pods {
+		p := &pods[k]
+		if p.Name != i.Name {
+			continue
+		}
+		if !p.DeletionTimestamp.IsZero() {
+			i.Unfit = "its Pod is being deleted"
+		}
+		_, i.Leaving = p.Annotations[shard.AnnotationRetiring]
+		i.TimeLeft = max(sh.Spec.Template.Lifetime.MaxAge.Duration-r.Clock.Since(p.CreationTimestamp.Time), 0)
+		for _, c := range p.Spec.Containers {
+			i.Current = i.Current && c.Image == sh.Spec.Image
+		}
+		node := &corev1.Node{}
+		if err := r.Client.Get(ctx, types.NamespacedName{Name: p.Spec.NodeName}, node); err == nil {
+			i.Zone = node.Labels[corev1.LabelTopologyZone]
+			i.Leaving = i.Leaving || node.Spec.Unschedulable || !node.DeletionTimestamp.IsZero()
+		}
+		return
+	}
+	i.Unfit = "its Pod is gone"
+}
+
+// Request is the reparent that a Reparent object asks for.
+func Request(rp *v1alpha1.Reparent) reparent.Request {
+	return reparent.Request{
+		Kind: reparent.Kind(rp.Spec.Kind), Term: uint64(rp.Spec.Term), To: rp.Spec.To, AwayFrom: rp.Spec.AwayFrom,
+		ExpectPrimary: rp.Spec.ExpectPrimary, Reason: rp.Spec.Reason,
+		Limits: reparent.Limits{Drain: rp.Spec.DrainTimeout.Duration},
+	}
+}
+
+// refused makes the result of a reparent that could not even begin.
+func refused(term uint64, err error) reparent.Result {
+	return reparent.Result{Outcome: reparent.Refused, Term: term, Message: fmt.Sprint(err)}
+}
