@@ -85,7 +85,7 @@ func (c cluster) ailing(members []string) (why string, sick []string) {
 // members that do not come back by themselves get one after a while.
 func (p *Patroni) WaitHealthy(ctx context.Context) error {
 	since := map[string]time.Time{}
-	return labkit.Poll(ctx, 300*time.Millisecond, func(ctx context.Context) (bool, string, error) {
+	return labkit.Poll(ctx, 500*time.Millisecond, func(ctx context.Context) (bool, string, error) {
 		if err := p.replaceLost(ctx); err != nil {
 			return false, err.Error(), nil
 		}
@@ -120,7 +120,7 @@ func (p *Patroni) look(ctx context.Context) (why string, sick []string) {
 	}
 	asking, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	data, err := p.rest(asking, "GET", leader.Name, "cluster", nil)
+	data, err := p.call(asking, "GET", leader.Name, "cluster", nil)
 	if err != nil {
 		return err.Error(), nil
 	}

@@ -21,6 +21,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"theseus.dev/theseus/bench/failover/internal/trial"
@@ -81,7 +82,9 @@ type Patroni struct {
 
 // New makes one on a kit that is connected.
 func New(kit *labkit.Kit, c Config) (*Patroni, error) {
-	api, err := kubernetes.NewForConfig(kit.REST)
+	quiet := rest.CopyConfig(kit.REST)
+	quiet.WarningHandler = rest.NoWarnings{} // that Endpoints are deprecated, at every look
+	api, err := kubernetes.NewForConfig(quiet)
 	if err != nil {
 		return nil, err
 	}
@@ -215,8 +218,8 @@ func (p *Patroni) Primary(ctx context.Context) (trial.Instance, error) {
 	return trial.Instance{Name: leader, Node: pod.Spec.NodeName}, nil
 }
 
-// rest calls Patroni's API on a member through the API server.
-func (p *Patroni) rest(ctx context.Context, method, name, path string, body any) ([]byte, error) {
+// call calls Patroni's API on a member through the API server.
+func (p *Patroni) call(ctx context.Context, method, name, path string, body any) ([]byte, error) {
 	r := p.api.CoreV1().RESTClient().Verb(method).
 		AbsPath("/api/v1/namespaces", p.namespace(), "pods", name+":8008", "proxy", path)
 	if body != nil {
@@ -239,7 +242,7 @@ func (p *Patroni) SwitchOver(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = p.rest(ctx, "POST", leader.Name, "switchover", map[string]string{"leader": leader.Name})
+	_, err = p.call(ctx, "POST", leader.Name, "switchover", map[string]string{"leader": leader.Name})
 	return err
 }
 
