@@ -146,7 +146,7 @@ func (r *client) waitWriting(ctx context.Context, after time.Time, bound time.Du
 		select {
 		case err := <-r.exited:
 			r.exited <- err
-			return false, fmt.Errorf("%w (%w):\n%s", errClientEnded, err, r.lines.last())
+			return false, fmt.Errorf("%w (%v):\n%s", errClientEnded, err, r.lines.last())
 		case <-ctx.Done():
 			return false, ctx.Err()
 		case <-deadline.C:
@@ -169,7 +169,7 @@ func (r *client) stop(bound time.Duration) (*load.Summary, error) {
 	}
 	data, err := os.ReadFile(r.out)
 	if err != nil {
-		return nil, fmt.Errorf("the load left no account (%w, %w):\n%s", ended, err, r.lines.last())
+		return nil, fmt.Errorf("the load left no account: %w\n%s", errors.Join(ended, err), r.lines.last())
 	}
 	s := &load.Summary{}
 	return s, json.Unmarshal(data, s)
