@@ -69,7 +69,7 @@ func notReady(st *agentpb.Status) string {
 		return "not streaming"
 	case connect.GetFailures() > 0:
 		return "no sessions: " + connect.GetError()
-	case connect.GetPendingSinceUnixMs() > 0 && st.GetAtUnixMs()-connect.GetPendingSinceUnixMs() > connectTimeout.Milliseconds():
+	case connect.GetPendingSinceUnixMs() > 0 && st.GetAtUnixMs()-connect.GetPendingSinceUnixMs() > connectSlow.Milliseconds():
 		return "a new session hangs"
 	}
 	return ""

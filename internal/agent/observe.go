@@ -22,11 +22,11 @@ type heard struct {
 	at    time.Time
 }
 
-// observe looks at PostgreSQL every half heartbeat and whenever asked to.
+// observe looks at PostgreSQL at every heartbeat and whenever asked to.
 func (a *Agent) observe(ctx context.Context) {
 	observer := postgres.NewObserver(a.pg)
 	defer observer.Close()
-	ticker := a.clock.NewTicker(a.conf.Heartbeat / 2)
+	ticker := a.clock.NewTicker(a.conf.Heartbeat)
 	defer ticker.Stop()
 	for {
 		select {

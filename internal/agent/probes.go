@@ -71,27 +71,34 @@ func (p *probe) reset() {
 	p.success, p.latency, p.failures, p.err, p.pending = time.Time{}, 0, 0, "", time.Time{}
 }
 
-// connectTimeout is how long a new session may take: a stopped postmaster never answers.
-const connectTimeout = 1500 * time.Millisecond
+const (
+	// connectTimeout ends an attempt to open a session. It is long on purpose: a stopped postmaster shows as a probe
+	// that has been under way for seconds, and giving up early would only make it look young again.
+	connectTimeout = time.Minute
+	// connectSlow is when an instance stops being ready because a new session takes that long.
+	connectSlow = 1500 * time.Millisecond
+)
 
 // runProbes runs all probes until ctx ends.
 func (a *Agent) runProbes(ctx context.Context) {
 	var all sync.WaitGroup
-	all.Go(func() { a.every(ctx, &a.probes.disk, func() bool { return true }, a.probeDisk) })
-	all.Go(func() { a.every(ctx, &a.probes.connect, a.pg.Running, a.probeConnect) })
+	always := func() bool { return true }
+	all.Go(func() { a.every(ctx, &a.probes.disk, a.conf.Probe, always, a.probeDisk) })
+	// A new session is a new process: half as often.
+	all.Go(func() { a.every(ctx, &a.probes.connect, 2*a.conf.Probe, a.pg.Running, a.probeConnect) })
 	for _, p := range []struct {
 		probe   *probe
 		durable string
 	}{{&a.probes.write, "local"}, {&a.probes.commit, "on"}} {
 		session := &probeSession{agent: a, durable: p.durable}
-		all.Go(func() { a.every(ctx, p.probe, a.isPrimary, session.write) })
+		all.Go(func() { a.every(ctx, p.probe, a.conf.Probe, a.isPrimary, session.write) })
 	}
 	all.Wait()
 }
 
-// every runs one kind of probe again and again, Probe apart, while it applies.
-func (a *Agent) every(ctx context.Context, p *probe, applies func() bool, run func(context.Context) error) {
-	ticker := a.clock.NewTicker(a.conf.Probe)
+// every runs one kind of probe again and again, an interval apart, while it applies.
+func (a *Agent) every(ctx context.Context, p *probe, interval time.Duration, applies func() bool, run func(context.Context) error) {
+	ticker := a.clock.NewTicker(interval)
 	defer ticker.Stop()
 	for {
 		if applies() {

@@ -30,7 +30,7 @@ func (s *Server) connect(ctx context.Context, database, what string, notice func
 }
 
 func (s *Server) socketDSN(database, what string) string {
-	return fmt.Sprintf("host=%s port=%d user=%s dbname=%s application_name=%s sslmode=disable connect_timeout=5",
+	return fmt.Sprintf("host=%s port=%d user=%s dbname=%s application_name=%s sslmode=disable connect_timeout=60",
 		connQuote(s.conf.socketDir()), s.conf.Port, Superuser, connQuote(database), connQuote(applicationPrefix+" "+what))
 }
 
