@@ -87,5 +87,3 @@ func (c *child) signal(sig os.Signal) {
 		_ = p.Signal(sig)
 	}
 }
-
-func (c *child) alive() bool { return c.process.Load() != nil }
