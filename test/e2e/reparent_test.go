@@ -1,0 +1,182 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"theseus.dev/theseus/api/v1alpha1"
+)
+
+// writers of the load: as many operations can be under way when a primary dies, and only those may fail.
+const writers = 4
+
+// Ten planned reparents in a row under write load: no client sees an error.
+func TestPlannedReparents(t *testing.T) {
+	f := newFixture(t, nil)
+	f.waitReady()
+	load := f.startLoad()
+	for range 10 {
+		f.waitSettled()
+		r := f.reparent(nil)
+		require.Equal(t, v1alpha1.OutcomeSucceeded, r.Status.Outcome, "%s: %s", r.Name, r.Status.Message)
+		require.NotEqual(t, r.Status.OldPrimary, r.Status.NewPrimary)
+		measured(t, "%s: %s", r.Name, phases(r))
+	}
+	load.stopAndVerify(noErrors)
+}
+
+// A planned reparent is refused, and nothing is touched, when its expectation or its target is wrong.
+func TestReparentRefused(t *testing.T) {
+	f := newFixture(t, nil)
+	f.waitReady()
+	load := f.startLoad()
+	primary := f.shard().Status.Primary
+	for _, change := range []func(*v1alpha1.ReparentSpec){
+		func(s *v1alpha1.ReparentSpec) { s.ExpectPrimary = "somebody-else" },
+		func(s *v1alpha1.ReparentSpec) { s.To = "nobody" },
+	} {
+		r := f.reparent(change)
+		require.Equal(t, v1alpha1.OutcomeRefused, r.Status.Outcome, r.Status.Message)
+		require.NotEmpty(t, r.Status.Message)
+	}
+	require.Equal(t, primary, f.shard().Status.Primary)
+	load.stopAndVerify(noErrors)
+}
+
+// fault is a way for a primary to go. inject returns what undoes it, if it can be undone.
+type fault struct {
+	name   string
+	inject func(f *fixture, primary string) (undo func())
+	// keeps: the primary must still be the primary afterwards.
+	keeps bool
+	// gone: the instance must have left the shard in the end, and a successor joined.
+	gone bool
+}
+
+func faults() []fault {
+	return []fault{
+		{name: "PostmasterKilled", inject: func(f *fixture, p string) func() {
+			f.inPod(p, `kill -9 $(head -1 /var/lib/theseus/pgdata/postmaster.pid)`)
+			return nil
+		}},
+		{name: "PodDeleted", gone: true, inject: func(f *fixture, p string) func() {
+			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: p}}
+			require.NoError(f.t, kit.Client.Delete(f.ctx, pod, client.GracePeriodSeconds(0)))
+			return nil
+		}},
+		{name: "NodeKilled", gone: true, inject: func(f *fixture, p string) func() {
+			node := f.nodeOf(p)
+			f.lab("node", "kill", node)
+			return func() { f.lab("node", "remove", node); f.lab("node", "add") }
+		}},
+		{name: "NodeCut", inject: func(f *fixture, p string) func() {
+			node := f.nodeOf(p)
+			f.lab("node", "cut", node)
+			return func() { f.lab("node", "heal", node) }
+		}},
+		{name: "NodeFrozen", inject: func(f *fixture, p string) func() {
+			node := f.nodeOf(p)
+			f.lab("node", "freeze", node)
+			return func() { f.lab("node", "thaw", node) }
+		}},
+		{name: "PostmasterStopped", inject: func(f *fixture, p string) func() {
+			f.inPod(p, `kill -STOP $(head -1 /var/lib/theseus/pgdata/postmaster.pid)`)
+			return nil // Whoever notices has to kill it; nobody continues it.
+		}},
+		{name: "VolumeStalled", inject: func(f *fixture, p string) func() {
+			f.lab("volume", "stall", f.namespace+"/"+p)
+			return func() { _, _ = kit.Lab(f.ctx, "volume", "resume", f.namespace+"/"+p) }
+		}},
+	}
+}
+
+// A primary fails in every way we know of, under write load through the gateways: another takes over, only operations
+// that were under way fail, nothing acknowledged is lost, the old one never acknowledges again, and the shard is whole
+// in the end.
+func TestPrimaryFails(t *testing.T) {
+	for _, ft := range faults() {
+		t.Run(ft.name, func(t *testing.T) {
+			f := newFixture(t, nil)
+			f.waitReady()
+			old := f.shard().Status.Primary
+			f.moveOperatorsOff(f.nodeOf(old))
+			load := f.startLoad()
+			undo := ft.inject(f, old)
+			took := f.eventually("another primary is established", func(s *v1alpha1.Shard) bool {
+				return s.Status.Primary != old && s.Status.Record.EstablishedTerm > 1
+			})
+			measured(t, "fault → status names the new primary: %.1f s", took.Seconds())
+			time.Sleep(3 * time.Second) // Let the writers go on before the old primary may come back.
+			if undo != nil {
+				undo()
+			}
+			f.waitSettled()
+			if ft.gone {
+				require.NotContains(t, f.instances(), old)
+			}
+			load.stopAndVerify(writers)
+		})
+	}
+}
+
+// waitSettled waits until the shard has its full cohort and no change is under way.
+func (f *fixture) waitSettled() {
+	f.t.Helper()
+	f.eventually("the cohort is complete", func(s *v1alpha1.Shard) bool {
+		return settled(s, int(s.Spec.Template.Instances)-1) && s.Status.Record.EstablishedTerm == current(s).Term
+	})
+}
+
+// reparent asks for a planned reparent and waits for its outcome. A term that somebody else took is tried again.
+func (f *fixture) reparent(change func(*v1alpha1.ReparentSpec)) *v1alpha1.Reparent {
+	f.t.Helper()
+	for {
+		s := f.shard()
+		term := s.Status.Term + 1
+		spec := v1alpha1.ReparentSpec{Shard: s.Name, Term: term, Kind: v1alpha1.ReparentPlanned, Reason: "Requested"}
+		if change != nil {
+			change(&spec)
+		}
+		r := &v1alpha1.Reparent{ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: fmt.Sprintf("%s-%d", s.Name, term)}, Spec: spec}
+		err := kit.Client.Create(f.ctx, r)
+		if err != nil && strings.Contains(err.Error(), "already exists") {
+			time.Sleep(200 * time.Millisecond)
+			continue
+		}
+		require.NoError(f.t, err)
+		f.eventually("the reparent has an outcome", func(*v1alpha1.Shard) bool {
+			require.NoError(f.t, kit.Client.Get(f.ctx, client.ObjectKeyFromObject(r), r))
+			return r.Status.Outcome != ""
+		})
+		return r
+	}
+}
+
+func phases(r *v1alpha1.Reparent) string {
+	var b strings.Builder
+	for _, p := range r.Status.Phases {
+		if p.FinishedAt != nil {
+			fmt.Fprintf(&b, "%s %d ms, ", p.Name, p.FinishedAt.Sub(p.StartedAt.Time).Milliseconds())
+		}
+	}
+	if r.Status.WriteUnavailable != nil {
+		fmt.Fprintf(&b, "unavailable %d ms", r.Status.WriteUnavailable.Milliseconds())
+	}
+	return b.String()
+}
+
+// inPod runs a shell command in an instance.
+func (f *fixture) inPod(instance, script string) {
+	f.t.Helper()
+	_, err := kit.Kubectl(f.ctx, "-n", f.namespace, "exec", instance, "--", "bash", "-c", script)
+	require.NoError(f.t, err)
+}
