@@ -14,6 +14,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/go-logr/logr"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+
 	"theseus.dev/theseus/bench/failover/internal/trial"
 	"theseus.dev/theseus/internal/labkit"
 )
@@ -90,6 +93,7 @@ func envOr(name, value string) string {
 }
 
 func main() {
+	log.SetLogger(logr.Discard()) // the Kubernetes client would complain that it has none
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, os.Args[1:]); err != nil && !errors.Is(err, flag.ErrHelp) {

@@ -93,6 +93,9 @@ func (a *attempt) begin(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("its address: %w", err)
 	}
+	if err := os.MkdirAll(a.Dir, 0o755); err != nil {
+		return err
+	}
 	if a.client, err = startClient(a.Client, uri, a.Dir); err != nil {
 		return err
 	}
