@@ -49,7 +49,7 @@ func Digest(path string) (string, error) {
 func Import(ctx context.Context, h *machine.Host, archives ...string) (err error) {
 	m := &state.Machine{Name: machineName}
 	// A leftover of an interrupted import holds the store's files.
-	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	cleanup, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
 	if err := RemoveLeftovers(cleanup, h); err != nil {
 		return err

@@ -143,14 +143,14 @@ func (h *Host) KillGroup(ctx context.Context, name string) error {
 // cleanup removes a dead machine's control groups: stale ones make the next
 // machine of the same name slow to boot.
 func (h *Host) cleanup(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
 	return h.Cgroups.Remove(ctx, plan.Cgroup(h.Lab, name))
 }
 
 // Freeze stops or resumes every process of a machine.
 func (h *Host) Freeze(ctx context.Context, name string, frozen bool) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	return h.Cgroups.Freeze(ctx, plan.Cgroup(h.Lab, name), frozen)
 }

@@ -117,7 +117,7 @@ func (p Process) WaitGone(ctx context.Context) error {
 }
 
 // Stop asks with SIGTERM, waits up to grace, then kills. It fails only when the
-// process survives SIGKILL for another 10 s.
+// process survives SIGKILL for another 30 s.
 func (p Process) Stop(ctx context.Context, grace time.Duration) error {
 	if err := p.Signal(unix.SIGTERM); err != nil {
 		return err
@@ -130,12 +130,12 @@ func (p Process) Stop(ctx context.Context, grace time.Duration) error {
 	return p.Kill(ctx)
 }
 
-// Kill sends SIGKILL and waits up to 10 s for the process to be gone.
+// Kill sends SIGKILL and waits up to 30 s for the process to be gone.
 func (p Process) Kill(ctx context.Context) error {
 	if err := p.Signal(unix.SIGKILL); err != nil {
 		return err
 	}
-	killed, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	killed, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
 	defer cancel()
 	return p.WaitGone(killed)
 }
