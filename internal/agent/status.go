@@ -75,7 +75,8 @@ func (a *Agent) status() *agentpb.Status {
 	st := &agentpb.Status{
 		Shard: a.conf.Shard.String(), Instance: a.conf.Instance, PodUid: a.conf.PodUID, Node: a.conf.Node, Zone: a.conf.Zone,
 		Endpoint: a.self(), BootId: a.boot, Sequence: 0, AtUnixMs: now.UnixMilli(), Role: l.role, Term: s.Term,
-		Established: l.established, Draining: l.draining, Fenced: s.Fenced, Halted: s.Halted, Diverged: s.Diverged != "",
+		// From the promise of a higher term on it is nobody's primary any more, even while PostgreSQL is still stopping.
+		Established: l.established && l.cohort != nil && l.cohort.Term == s.Term, Draining: l.draining, Fenced: s.Fenced, Halted: s.Halted, Diverged: s.Diverged != "",
 		TimelineTerms: agentapi.TimelineTermsToPB(s.Timelines), Cohort: agentapi.CohortToPB(l.cohort),
 		Disk:             &agentpb.Disk{SizeBytes: l.diskFree[0], AvailableBytes: l.diskFree[1]},
 		SystemIdentifier: l.obs.System, PostgresVersion: l.obs.Version, Release: a.conf.Release, PostgresExit: l.exit,
