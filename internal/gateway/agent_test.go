@@ -90,6 +90,7 @@ func (a *fakeAgent) watched() (all []*agentpb.WatchRequest) {
 func (a *fakeAgent) establish(term uint64) {
 	a.say(func(s *agentpb.Status) {
 		s.Role, s.Term, s.Established, s.Draining = agentpb.Role_PRIMARY, term, true, false
+		s.Cohort = &agentpb.Cohort{Term: term, Primary: s.GetInstance()}
 	})
 }
 

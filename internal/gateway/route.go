@@ -69,24 +69,26 @@ func Decide(prev Route, seen []Observation) Route {
 	if best == nil {
 		return hold(prev, noClaim(prev, seen))
 	}
+	term := claimed(best)
 	switch {
-	case best.GetTerm() < prev.Term:
-		return hold(prev, fmt.Sprintf("instance %s claims term %d, but term %d was established",
-			best.GetInstance(), best.GetTerm(), prev.Term))
-	case best.GetTerm() == prev.Term && prev.Instance != "" && best.GetInstance() != prev.Instance:
-		return hold(prev, fmt.Sprintf("instances %s and %s both claim term %d", prev.Instance, best.GetInstance(), prev.Term))
-	case second != nil && second.GetTerm() == best.GetTerm():
-		return hold(prev, fmt.Sprintf("instances %s and %s both claim term %d", best.GetInstance(), second.GetInstance(), best.GetTerm()))
+	case term < prev.Term:
+		return hold(prev, fmt.Sprintf("instance %s claims term %d, but term %d was established", best.GetInstance(), term, prev.Term))
+	case term == prev.Term && prev.Instance != "" && best.GetInstance() != prev.Instance:
+		return hold(prev, fmt.Sprintf("instances %s and %s both claim term %d", prev.Instance, best.GetInstance(), term))
+	case second != nil && claimed(second) == term:
+		return hold(prev, fmt.Sprintf("instances %s and %s both claim term %d", best.GetInstance(), second.GetInstance(), term))
 	}
-	next := Route{Mode: Serve, Term: best.GetTerm(), Instance: best.GetInstance(), Address: address(best)}
+	next := Route{Mode: Serve, Term: term, Instance: best.GetInstance(), Address: address(best)}
 	switch {
 	case next.Address == "":
 		return hold(prev, fmt.Sprintf("instance %s says no address", best.GetInstance()))
 	case best.GetDraining():
 		// Before revocation: a planned reparent revokes too, while the last transactions are still finishing.
 		next.Mode, next.Why = Drain, "a planned reparent is under way"
+	case best.GetTerm() > term:
+		next.Mode, next.Why = Hold, fmt.Sprintf("primary %s has promised term %d away for term %d", best.GetInstance(), term, best.GetTerm())
 	case revoked(best, seen):
-		next.Mode, next.Why = Hold, fmt.Sprintf("term %d of instance %s has been revoked", best.GetTerm(), best.GetInstance())
+		next.Mode, next.Why = Hold, fmt.Sprintf("term %d of primary %s has been revoked", term, best.GetInstance())
 	}
 	return next
 }
@@ -95,17 +97,28 @@ func Decide(prev Route, seen []Observation) Route {
 func claims(seen []Observation) (best, second *agentpb.Status) {
 	for _, o := range seen {
 		s := o.Status
-		if s.GetRole() != agentpb.Role_PRIMARY || !s.GetEstablished() || s.GetTerm() == 0 {
-			continue
-		}
+		term := claimed(s)
 		switch {
-		case best == nil || s.GetTerm() > best.GetTerm():
+		case term == 0:
+		case best == nil || term > claimed(best):
 			best, second = s, best
-		case second == nil || s.GetTerm() > second.GetTerm():
+		case second == nil || term > claimed(second):
 			second = s
 		}
 	}
 	return best, second
+}
+
+// claimed is the term that a status claims to be the established primary of, 0 for none. That is the cohort's term, and
+// not the status' own, which is the highest that the instance has accepted: a primary that is being demoted has
+// promised the next term while it is still what it was in its own. Taking the former for the latter would keep out the
+// real primary of the next term.
+func claimed(s *agentpb.Status) uint64 {
+	cohort := s.GetCohort()
+	if s.GetRole() != agentpb.Role_PRIMARY || !s.GetEstablished() || cohort.GetPrimary() != s.GetInstance() {
+		return 0
+	}
+	return cohort.GetTerm()
 }
 
 func hold(prev Route, why string) Route {
@@ -125,7 +138,7 @@ func noClaim(prev Route, seen []Observation) string {
 		case s.GetPostgresExit() != "":
 			return fmt.Sprintf("PostgreSQL of primary %s has ended: %s", prev.Instance, s.GetPostgresExit())
 		case s.GetRole() == agentpb.Role_PRIMARY:
-			return fmt.Sprintf("primary %s is not established yet in term %d", prev.Instance, s.GetTerm())
+			return fmt.Sprintf("instance %s is not established yet in term %d", prev.Instance, s.GetTerm())
 		}
 	}
 	if len(seen) == 0 {
@@ -138,12 +151,12 @@ func noClaim(prev Route, seen []Observation) string {
 // Terms only rise and are persisted before they are told, so old statuses are as good as new ones here.
 func revoked(primary *agentpb.Status, seen []Observation) bool {
 	cohort := agentapi.CohortFromPB(primary.GetCohort())
-	if cohort == nil || cohort.Acks == 0 || cohort.Term != primary.GetTerm() {
-		return false
+	if cohort == nil || cohort.Acks == 0 {
+		return false // of a primary that decides alone, nobody can say but itself
 	}
 	left := map[string]bool{}
 	for _, o := range seen {
-		if o.Status.GetTerm() > primary.GetTerm() {
+		if o.Status.GetTerm() > cohort.Term {
 			left[o.Status.GetInstance()] = true
 		}
 	}

@@ -23,9 +23,14 @@ func status(instance string, term uint64, says ...say) Observation {
 	return Observation{Status: s, Received: time.Unix(1, 0)}
 }
 
-func primary(s *agentpb.Status)     { s.Role = agentpb.Role_PRIMARY }
-func established(s *agentpb.Status) { primary(s); s.Established = true }
-func draining(s *agentpb.Status)    { s.Draining = true }
+func primary(s *agentpb.Status) { s.Role = agentpb.Role_PRIMARY }
+func established(s *agentpb.Status) {
+	primary(s)
+	s.Established = true
+	cohort(1, "x", "y")(s)
+}
+func promised(term uint64) say   { return func(s *agentpb.Status) { s.Term = term } }
+func draining(s *agentpb.Status) { s.Draining = true }
 func cohort(acks uint32, members ...string) say {
 	return func(s *agentpb.Status) {
 		s.Cohort = &agentpb.Cohort{Term: s.GetTerm(), Primary: s.GetInstance(), Members: members, Acks: acks}
@@ -45,7 +50,34 @@ func TestDecide(t *testing.T) {
 		{"standbys only", Route{}, []Observation{status("a", 3), status("b", 3)}, Route{}, "none of 2"},
 		{"the usual", Route{}, []Observation{status("a", 3, established), status("b", 3)}, serveA3, ""},
 		{"promoted, not established", Route{}, []Observation{status("a", 3, primary)}, Route{}, "none of 1"},
-		{"a flag without the role", Route{}, []Observation{status("a", 3, func(s *agentpb.Status) { s.Established = true })}, Route{}, "none of 1"},
+		{
+			"a flag without the role",
+			Route{},
+			[]Observation{status("a", 3, established, func(s *agentpb.Status) { s.Role = agentpb.Role_STANDBY })},
+			Route{},
+			"none of 1",
+		},
+		{"no cohort", Route{}, []Observation{status("a", 3, established, func(s *agentpb.Status) { s.Cohort = nil })}, Route{}, "none of 1"},
+		{"another's cohort", Route{}, []Observation{status("a", 3, established, func(s *agentpb.Status) { s.Cohort.Primary = "b" })}, Route{}, "none of 1"},
+		{
+			"being demoted: in the next term already, but primary of its own", serveA3,
+			[]Observation{status("a", 3, established, draining, promised(4))},
+			Route{Mode: Drain, Term: 3, Instance: "a", Address: "host-a:5432"},
+			"planned",
+		},
+		{
+			"demoted, and the next term's primary is there",
+			Route{Mode: Drain, Term: 3, Instance: "a", Address: "host-a:5432"},
+			[]Observation{status("a", 3, established, draining, promised(4)), status("b", 4, established)},
+			Route{Mode: Serve, Term: 4, Instance: "b", Address: "host-b:5432"},
+			"",
+		},
+		{
+			"has promised its term away without a drain", serveA3,
+			[]Observation{status("a", 3, established, promised(4))},
+			Route{Mode: Hold, Term: 3, Instance: "a", Address: "host-a:5432"},
+			"promised",
+		},
 		{"no term", Route{}, []Observation{status("a", 0, established)}, Route{}, "none of 1"},
 		{
 			"another port",
@@ -154,13 +186,6 @@ func TestDecide(t *testing.T) {
 			serveA3, "",
 		},
 		{
-			"an old cohort says nothing about this term", serveA3,
-			[]Observation{status("a", 3, established, func(s *agentpb.Status) {
-				s.Cohort = &agentpb.Cohort{Term: 2, Members: []string{"b"}, Acks: 1}
-			}), status("b", 4)},
-			serveA3, "",
-		},
-		{
 			"silent for long: nothing is known against it", serveA3,
 			[]Observation{{Status: status("a", 3, established).Status, Received: time.Unix(-1e6, 0)}, status("b", 3)},
 			serveA3, "",
@@ -194,6 +219,7 @@ func TestDecideNeverGoesBack(t *testing.T) {
 			if rapid.Bool().Draw(t, "has cohort") {
 				cohort(1, names...)(o.Status)
 			}
+			o.Status.Term += rapid.Uint64Range(0, 2).Draw(t, "promised")
 			seen[name] = o
 			var all []Observation
 			for _, o := range seen {
@@ -208,7 +234,8 @@ func TestDecideNeverGoesBack(t *testing.T) {
 			}
 			if next.Mode != Hold {
 				claim := seen[next.Instance].Status
-				if claim.GetRole() != agentpb.Role_PRIMARY || !claim.GetEstablished() || claim.GetTerm() != next.Term {
+				if claim.GetRole() != agentpb.Role_PRIMARY || !claim.GetEstablished() ||
+					claim.GetCohort().GetTerm() != next.Term {
 					t.Fatalf("%v but it says %v", next, claim)
 				}
 				if (next.Mode == Drain) != claim.GetDraining() {
