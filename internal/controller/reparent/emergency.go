@@ -134,11 +134,23 @@ func (e *Emergency) look(ctx context.Context, key types.NamespacedName) {
 		e.uneasy[key] = true
 	}
 	e.mu.Unlock()
-	if !e.concerns(j) || e.Runner.Clock.Now().Before(h.retryAfter) {
+	if !e.concerns(j) {
+		h.wantedSince = time.Time{}
+		return
+	}
+	now := e.Runner.Clock.Now()
+	if h.wantedSince.IsZero() {
+		h.wantedSince = now
+	}
+	if now.Before(h.retryAfter) || !e.Leading() && now.Sub(h.wantedSince) < yield {
 		return
 	}
 	e.Runner.Go(key, func() { e.act(ctx, log, key, sh, h, o, j) })
 }
+
+// yield is how long a replica that is not the leader waits for the leader to act first. Both acting costs a term and the
+// time to find out; a leader that died with the primary costs this much.
+const yield = 150 * time.Millisecond
 
 // concerns reports whether the action is this replica's business.
 func (e *Emergency) concerns(j verdict.Judgement) bool {

@@ -29,6 +29,8 @@ type history struct {
 	// carry the coordinator's clock, and ages must be by ours.
 	inFlight      string
 	inFlightSince time.Time
+	// wantedSince is since when a reparent has been called for.
+	wantedSince time.Time
 	// last verdict, for counting changes; retryAfter holds off after a reparent that failed.
 	last       verdict.Verdict
 	failures   int
