@@ -21,7 +21,7 @@ func (m *machine) rollingBack() Decision {
 		return m.turn("the shard needs the successor by now")
 	case !m.successor.PodExists && !m.successor.VolumeExists && (m.s.SuccessorSeen || m.settled()):
 		return m.rolledBack()
-	case m.late():
+	case m.late() && !m.s.StopBegun:
 		return m.fail(SurgeWontGo, "%s could not be taken away within %s", m.s.Successor, m.t.RollBack)
 	case m.o.Primary == m.s.Successor:
 		return m.wait("%s is the primary and sick: an emergency comes first", m.s.Successor)

@@ -96,20 +96,24 @@ func (m *machine) catchingUp() Decision {
 
 // again gives this attempt up: the surge is taken away, and another is tried if any attempts are left. What is planned does
 // not try again for want of machines: it fails, and the ledger lets one through now and then to see whether there are any.
+// Once the target was told to stop there is no giving up: nobody else restores its copy.
 func (m *machine) again(f Failure, format string, args ...any) Decision {
 	limit := m.t.Attempts
-	if m.dying() || m.s.StopBegun {
+	if m.dying() {
 		limit *= 2
 	} else if f == NoCapacity && m.isPlanned() {
 		limit = 0
 	}
 	m.s.LastFailure, m.s.Undo = f, Failed
 	m.s.RetryAt = time.Time{}
-	if m.s.Attempt < limit {
-		m.s.RetryAt = m.o.Now.Add(m.t.Backoff << min(max(m.s.Attempt-1, 0), 10))
+	if m.s.Attempt < limit || m.s.StopBegun {
+		m.s.RetryAt = m.o.Now.Add(min(m.t.Backoff<<min(max(m.s.Attempt-1, 0), 10), backoffMost))
 	}
 	return m.rollBack(fmt.Sprintf(format, args...))
 }
+
+// backoffMost bounds the wait between two attempts.
+const backoffMost = 15 * time.Minute
 
 func (m *machine) isPlanned() bool {
 	switch m.o.Request.Reason {

@@ -174,3 +174,16 @@ func TestACancelledSurgeThatIsNotVisibleYetIsStillTakenAway(t *testing.T) {
 	o.Status, o.Now = d.Status, t0.Add(settle)
 	require.Equal(t, Cancelled, Next(o, Timeouts{}).Status.Phase)
 }
+
+// Found by the fleet simulation: a dead instance made room, no machine came for hours, and the shard was left with a copy
+// too few for ever.
+func TestWhoMadeRoomIsReplacedHoweverLongItTakes(t *testing.T) {
+	w := newWorld(1, 3, v1alpha1.ReasonCondemned, 2)
+	w.find("old-2").Dead, w.find("old-2").Healthy = true, false
+	w.run(72*time.Hour, func() { w.capacity = w.now.Sub(t0) > 48*time.Hour })
+	requireSound(t, w)
+	require.Equal(t, Done, w.status.Phase, strings.Join(w.trace, "\n"))
+	require.Greater(t, w.status.Attempt, 6)
+	require.Less(t, w.now.Sub(t0), 49*time.Hour)
+	require.Len(t, w.living(), 3)
+}
