@@ -28,6 +28,9 @@ type Standby struct {
 	Name string
 	// Streaming is true while the primary lists it as a connected standby whose replies are recent.
 	Streaming bool
+	// Term is the highest its agent has accepted. One that streams without having been told of the term cannot say to
+	// which term its WAL belongs, so it is not let in.
+	Term uint64
 	// Lag is how many bytes of WAL the primary has flushed and the standby has not acknowledged to have.
 	Lag uint64
 	// GoneFor is how long the primary has had no reply of it; 0 while it is streaming.
@@ -150,7 +153,7 @@ func plan(standbys []Standby, p Params, c quorum.Cohort) (members []string, acks
 			gone = append(gone, s.Name)
 		case s.Leaving:
 			leaving = append(leaving, s.Name)
-		case s.Streaming && s.Lag <= p.MaxLag:
+		case s.Streaming && s.Term == c.Term && s.Lag <= p.MaxLag:
 			joiners = append(joiners, s.Name)
 		}
 	}

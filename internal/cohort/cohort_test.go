@@ -22,7 +22,7 @@ func using(c quorum.Cohort, since uint64, flushed map[string]uint64) *quorum.InU
 	return &quorum.InUse{Cohort: c, Since: since, Flushed: flushed}
 }
 
-func up(name string) Standby { return Standby{Name: name, Streaming: true} }
+func up(name string) Standby { return Standby{Name: name, Streaming: true, Term: 3} }
 
 func down(name string, gone time.Duration) Standby { return Standby{Name: name, GoneFor: gone} }
 
@@ -33,6 +33,8 @@ func TestNext(t *testing.T) {
 	lagging.Lag = 1 << 30
 	leaving := up("a")
 	leaving.Leaving = true
+	untold := up("c")
+	untold.Term = 2
 	unfit := up("a")
 	unfit.Unfit = "condemned"
 	for _, tt := range []struct {
@@ -59,7 +61,7 @@ func TestNext(t *testing.T) {
 		},
 		{
 			"a member is dead",
-			Observed{Record: rec(3, ab), Use: using(ab, 0, all), Standbys: []Standby{up("a"), down("b", 2 * time.Second)}},
+			Observed{Record: rec(3, ab), Use: using(ab, 0, all), Standbys: []Standby{up("a"), down("b", 2*time.Second)}},
 			3,
 			Step{Kind: Store, Record: rec(3, ab, co(1, 1, "a"))},
 		},
@@ -90,6 +92,12 @@ func TestNext(t *testing.T) {
 		{
 			"a learner that lags waits",
 			Observed{Record: rec(3, co(0, 1, "a")), Use: using(co(0, 1, "a"), 0, all), Standbys: []Standby{up("a"), lagging}},
+			3,
+			Step{},
+		},
+		{
+			"a learner that was not told of the term waits",
+			Observed{Record: rec(3, co(0, 1, "a")), Use: using(co(0, 1, "a"), 0, all), Standbys: []Standby{up("a"), untold}},
 			3,
 			Step{},
 		},
@@ -199,7 +207,9 @@ func TestNext(t *testing.T) {
 	}
 }
 
-func leaving2(name string) Standby { return Standby{Name: name, Streaming: true, Leaving: true} }
+func leaving2(name string) Standby {
+	return Standby{Name: name, Streaming: true, Term: 3, Leaving: true}
+}
 
 // TestKeeper runs the keeper against a primary and standbys that come and go, and checks every step: what is applied is
 // recorded, no acknowledgements are given up, and a quiet shard ends up as the spec wants it.
@@ -239,7 +249,7 @@ func TestKeeper(t *testing.T) {
 			n := rapid.SampledFrom(names).Draw(t, "name")
 			switch rapid.IntRange(0, 5).Draw(t, "what") {
 			case 0:
-				state[n] = &Standby{Name: n, Streaming: true, Leaving: rapid.Bool().Draw(t, "leaving")}
+				state[n] = &Standby{Name: n, Streaming: true, Term: 1, Leaving: rapid.Bool().Draw(t, "leaving")}
 			case 1:
 				state[n] = &Standby{Name: n, GoneFor: rapid.SampledFrom([]time.Duration{0, time.Hour}).Draw(t, "gone")}
 			case 2:
@@ -255,7 +265,7 @@ func TestKeeper(t *testing.T) {
 		}
 		// Quiet: everybody there streams and has all of it.
 		for n := range state {
-			state[n] = &Standby{Name: n, Streaming: true}
+			state[n] = &Standby{Name: n, Streaming: true, Term: 1}
 			flushed[n] = lsn
 		}
 		last := step()

@@ -37,8 +37,26 @@ type field struct {
 	noCatchUp bool
 }
 
-// rank orders candidates, the best first. Where a primary lives matters longer than how it got there: one that must soon
-// leave costs another reparent, so that decides first, and lag, which costs milliseconds, last.
+// elects orders electable instances: the highest log first, because whoever is ahead of the new primary has to be rewound or
+// seeded again; but the old primary and those that failed last, whatever they have.
+func (f field) elects(a, b Instance) int {
+	p, _ := find(f.promises, a.Name)
+	q, _ := find(f.promises, b.Name)
+	return cmp.Or(f.shunned(a)-f.shunned(b), q.Position.Compare(p.Position), f.rank(a, b))
+}
+
+func (f field) shunned(i Instance) int {
+	switch {
+	case slices.Contains(f.failed, i.Name):
+		return 2
+	case slices.Contains(f.last, i.Name) && i.Name != f.prefer:
+		return 1
+	}
+	return 0
+}
+
+// rank orders candidates that have the same, the best placed first. Where a primary lives matters longer than how it got
+// there: one that must soon leave costs another reparent, so that decides first, and lag, which costs milliseconds, last.
 func (f field) rank(a, b Instance) int {
 	no := func(x bool) int {
 		if x {
@@ -78,7 +96,7 @@ func (f field) choose() (choice, error) {
 		return choice{}, errors.New("nobody promised")
 	}
 	var reasons []string
-	for _, i := range slices.SortedFunc(slices.Values(f.instances), f.rank) {
+	for _, i := range slices.SortedFunc(slices.Values(f.instances), f.elects) {
 		p, ok := find(electable, i.Name)
 		if !ok || i.Unfit != "" {
 			continue
@@ -94,15 +112,19 @@ func (f field) choose() (choice, error) {
 	return choice{candidates: f.judge(electable, "")}, fmt.Errorf("nobody electable can serve: %s", strings.Join(reasons, "; "))
 }
 
-// better replaces the choice by a better placed instance that is a little behind, when the chosen one is only a stopgap.
-// It takes the chosen one as its source, so that must be a running standby.
+// better replaces the choice by an instance that is a little behind, when it was asked for or the chosen one is to leave. It
+// takes the chosen one as its source, so that must be a running standby.
 func (f field) better(ch choice, chosen Instance, p quorum.Promise) choice {
-	if f.noCatchUp || p.WasPrimary || !chosen.Leaving && !slices.Contains(f.last, chosen.Name) {
+	wanted := f.prefer != "" && chosen.Name != f.prefer
+	if f.noCatchUp || p.WasPrimary || !chosen.Leaving && !wanted && f.shunned(chosen) == 0 {
 		return ch
 	}
 	for _, i := range slices.SortedFunc(slices.Values(f.instances), f.rank) {
 		q, ok := find(f.promises, i.Name)
-		if i.Name == chosen.Name || !ok || q.WasPrimary || i.Unfit != "" || i.Leaving || slices.Contains(f.last, i.Name) || slices.Contains(f.failed, i.Name) {
+		if i.Name == chosen.Name || !ok || q.WasPrimary || i.Unfit != "" || i.Diverged || i.Leaving && i.Name != f.prefer || f.shunned(i) > 0 {
+			continue
+		}
+		if wanted && i.Name != f.prefer && !chosen.Leaving {
 			continue
 		}
 		if !prefix(q.Position, p.Position) || p.Position.LSN-q.Position.LSN > f.maxLag {
@@ -110,7 +132,7 @@ func (f field) better(ch choice, chosen Instance, p quorum.Promise) choice {
 		}
 		q.Position = p.Position // once it has caught up
 		if c, err := f.cohort(q); err == nil {
-			return choice{cohort: c, position: p.Position, catchUp: chosen.Name, candidates: f.judge([]quorum.Promise{q}, i.Name), why: fmt.Sprintf("%s has it all but is leaving; %s is behind by little and takes over from it", chosen.Name, i.Name)}
+			return choice{cohort: c, position: p.Position, catchUp: chosen.Name, candidates: f.judge([]quorum.Promise{q}, i.Name), why: fmt.Sprintf("%s is better placed than %s, which has more, and catches up from it", i.Name, chosen.Name)}
 		}
 	}
 	return ch
@@ -119,30 +141,32 @@ func (f field) better(ch choice, chosen Instance, p quorum.Promise) choice {
 // prefix reports whether a log that ends at p is certain to be the beginning of one that ends at q.
 func prefix(p, q quorum.Position) bool { return p.WALTerm == q.WALTerm && p.LSN <= q.LSN }
 
-// cohort is the one to record for the candidate: those that can follow it without a rewind, members of the old cohort
-// first, up to size. The acknowledgements are those of the established term: a reparent never relaxes them.
+// cohort is the one to record for the candidate: up to size of those that can follow it, best first. Without a doubt can
+// those whose log is a beginning of its own; those that end in a lower term may be, which shows when they follow. The
+// acknowledgements are those of the established term: a reparent never relaxes them.
 func (f field) cohort(p quorum.Promise) (quorum.Cohort, error) {
 	old := f.old()
 	var followers []string
+	doubt := map[string]int{}
 	for _, i := range f.instances {
 		q, promised := find(f.promises, i.Name)
+		member := old.Has(i.Name) || i.Name == old.Primary
 		switch {
-		case i.Name == p.Instance:
-		case promised && prefix(q.Position, p.Position) && (p.Position.LSN-q.Position.LSN <= f.maxLag || old.Has(i.Name)):
-			followers = append(followers, i.Name)
+		case i.Name == p.Instance, i.Diverged:
+			continue
+		case promised && prefix(q.Position, p.Position) && (p.Position.LSN-q.Position.LSN <= f.maxLag || member):
+		case promised && q.Position.WALTerm < p.Position.WALTerm && (q.Position.LSN+f.maxLag >= p.Position.LSN || member):
+			doubt[i.Name] += 2 * int(min(p.Position.WALTerm-q.Position.WALTerm, 1000))
 		case !promised && slices.Contains(f.following, i.Name) && !slices.Contains(f.failed, i.Name):
-			followers = append(followers, i.Name)
+		default:
+			continue
 		}
+		if !member {
+			doubt[i.Name]++
+		}
+		followers = append(followers, i.Name)
 	}
-	slices.SortStableFunc(followers, func(a, b string) int {
-		was := func(n string) int {
-			if old.Has(n) || n == old.Primary {
-				return 0
-			}
-			return 1
-		}
-		return cmp.Compare(was(a), was(b))
-	})
+	slices.SortStableFunc(followers, func(a, b string) int { return cmp.Compare(doubt[a], doubt[b]) })
 	c := quorum.Cohort{Term: f.term, Primary: p.Instance, Members: followers[:min(len(followers), max(f.size, old.Acks))], Acks: old.Acks}.Normalize()
 	return c, quorum.CanEstablish(c, followers)
 }

@@ -19,6 +19,9 @@ var ErrConflict = errors.New("the record was changed by somebody else")
 // ErrTermTaken is what Journal.Open returns when another coordinator holds that term.
 var ErrTermTaken = errors.New("another coordinator has opened this term")
 
+// ErrDiverged is what Agents.Follow returns when the instance's log is not a beginning of its new primary's.
+var ErrDiverged = errors.New("its log has gone another way")
+
 // OvertakenError is what Agents return when an agent has accepted a higher term than the call's.
 type OvertakenError struct {
 	Instance string
@@ -84,8 +87,8 @@ type Agents interface {
 	Promote(ctx context.Context, instance string, c quorum.Cohort) ([]Timeline, error)
 	// Establish writes the journal row and answers once the cohort has acknowledged it.
 	Establish(ctx context.Context, instance string, term uint64, kind Kind, reason string) error
-	// Follow makes the instance a standby of primary in the term. It never rewinds: a diverged instance answers an error
-	// and waits for the shard controller. timelines are the source's, as far as they are known.
+	// Follow makes the instance a standby of primary in the term. It never rewinds, since nobody knows yet whether its
+	// log will be needed: a diverged instance answers ErrDiverged and waits for the shard controller. timelines are the source's, as far as they are known.
 	Follow(ctx context.Context, instance string, term uint64, primary string, timelines []Timeline) error
 	Checkpoint(ctx context.Context, instance string, term uint64) error
 	// Drain asks clients to pause and waits up to timeout for open transactions; it answers how many are left. An agent

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"theseus.dev/theseus/internal/quorum"
@@ -20,6 +21,7 @@ type Coordinator struct {
 // Run carries out one reparent and returns how it ended. It returns within the sum of the limits. Cancelling ctx makes it
 // stop, and undo, as long as the old primary was not told to stop; afterwards it goes on to the end.
 func (c Coordinator) Run(ctx context.Context, req Request) Result {
+	req.Instances = slices.Clone(req.Instances)
 	r := &run{Coordinator: c, req: req, lim: req.Limits.WithDefaults()}
 	err := r.run(ctx)
 	res := r.result(err)

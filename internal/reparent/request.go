@@ -25,6 +25,8 @@ type Instance struct {
 	Term uint64
 	// Unfit says why it must not become the primary: condemned, its Pod is being deleted, wrong version. Empty when fit.
 	Unfit string
+	// Diverged: it can follow nobody, as far as is known. Its promise counts all the same.
+	Diverged bool
 	// Leaving: it is to be replaced soon. It is chosen when nobody else is left.
 	Leaving bool
 	// Current: it runs the release the shard should run.

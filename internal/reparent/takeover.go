@@ -245,6 +245,9 @@ func (r *run) establish(ctx context.Context, ch choice, timelines []Timeline) er
 				return Enough
 			case e != nil:
 				left = append(left, fmt.Sprintf("%s: %v", followers[i-1], e))
+				if errors.Is(e, ErrDiverged) {
+					r.instance(followers[i-1]).Diverged = true
+				}
 			}
 			return All
 		})

@@ -37,9 +37,12 @@ type agent struct {
 	fenced   string
 	exited   string
 	halted   bool // PostgreSQL stays down until told what to be
+	haltedAt time.Duration
+	downAt   time.Duration // when PostgreSQL was last seen up
 	resuming bool
 
 	rewinding bool
+	learning  bool
 
 	established uint64
 	draining    bool
@@ -114,7 +117,7 @@ func (a *agent) promisable(term uint64) error {
 
 func (a *agent) acceptPromise(term uint64) {
 	if a.mem.primary || a.i.pg.mode == pgPrimary {
-		a.halted = true
+		a.halted, a.haltedAt = true, a.w.s.now
 	}
 	change := func(s *agentState) { s.term, s.promised, s.follow, s.primary = term, term, "", false }
 	if a.w.v.ForgetPromise {
@@ -129,6 +132,7 @@ func (a *agent) acceptPromise(term uint64) {
 func (a *agent) revoke() (any, error) {
 	pg := a.i.pg
 	was := a.halted
+	a.learn()
 	switch {
 	case pg.mode == pgPrimary:
 		was = true
@@ -142,10 +146,47 @@ func (a *agent) revoke() (any, error) {
 	a.w.s.sleep(a.w.s.uniform(0, 5*time.Millisecond))
 	a.draining = false
 	a.attribute()
+	if a.position() == (quorum.Position{}) {
+		return nil, fmt.Errorf("%w: nobody said in which term timeline %d began", errRefused, a.i.pg.flushed.tli())
+	}
 	p := quorum.Promise{Instance: a.i.name, Term: a.mem.term, Position: a.position(), WasPrimary: was}
 	a.w.replied(a, p.Term)
 	a.changed()
 	return p, nil
+}
+
+// learn asks the agent of the upstream in which term the timeline began that is being streamed, when nobody said. It happens
+// to a standby that goes on following an instance by name which was promoted again without its knowing.
+func (a *agent) learn() {
+	s := a.i.pg.receiver
+	if s == nil || a.known() {
+		return
+	}
+	up, tli := s.up, a.i.pg.written.tli()
+	a.w.s.sleep(a.w.s.uniform(time.Millisecond, 5*time.Millisecond))
+	if !up.up || up.agent.proc.frozen || a.w.link(a.i.machine, up.machine).cut || a.w.link(up.machine, a.i.machine).cut || a.i.pg.receiver != s {
+		return
+	}
+	if term, ok := up.agent.mem.timelines[tli]; ok {
+		a.persist(func(st *agentState) { st.timelines = with(st.timelines, map[uint32]uint64{tli: term}) })
+	}
+}
+
+// learnSoon learns when the WAL receiver has come to an unknown timeline.
+func (a *agent) learnSoon() {
+	if a.learning || a.known() || a.proc.dead {
+		return
+	}
+	a.learning = true
+	a.w.s.spawn(a.proc, func() {
+		defer func() { a.learning = false }()
+		_, _ = a.command(a.mem.term, func() (any, error) { a.learn(); return nil, nil })
+	})
+}
+
+func (a *agent) known() bool {
+	_, ok := a.mem.timelines[a.i.pg.written.tli()]
+	return ok || a.mem.intent != 0 || a.i.pg.written == nil
 }
 
 // settle is the WAL receiver's last act: what it wrote is flushed.
@@ -193,11 +234,14 @@ func (a *agent) position() quorum.Position {
 		return quorum.Position{WALTerm: uint64(r.tli()), LSN: r.lsn}
 	}
 	term, ok := a.mem.timelines[r.tli()]
-	if !ok {
+	switch {
+	case ok:
+	case a.mem.intent != 0:
+		term = a.mem.intent
+	case a.mem.follow != "":
 		term = a.mem.term
-		if a.mem.intent != 0 {
-			term = a.mem.intent
-		}
+	default:
+		return quorum.Position{} // unknown
 	}
 	return quorum.Position{WALTerm: term, LSN: r.lsn}
 }

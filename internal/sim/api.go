@@ -35,6 +35,7 @@ type snapshot struct {
 	record  quorum.Record
 	version int
 	last    journal // of the highest term
+	failed  int     // how many of the newest journals in a row ended without a primary
 	list    []*instance
 }
 
@@ -42,6 +43,9 @@ func (a *api) snapshot() snapshot {
 	s := snapshot{record: a.record.Clone(), version: a.version, list: append([]*instance(nil), a.list...)}
 	if n := len(a.journal); n > 0 {
 		s.last = a.journal[n-1]
+		for n--; n >= 0 && (a.journal[n].outcome == reparent.Failed || a.journal[n].outcome == reparent.Overtaken); n-- {
+			s.failed++
+		}
 	}
 	return s
 }
@@ -201,6 +205,7 @@ func (p ports) Phase(ph reparent.Phase) {
 
 func (p ports) Close(_ context.Context, r reparent.Result) error {
 	p.o.w.count("reparent " + string(r.Outcome))
+	p.o.w.trace("%s: reparent to term %d of %s: %s %s %s", p.o.name, r.Term, r.OldPrimary, r.Outcome, r.NewPrimary, r.Message)
 	p.note(r.Term, func(j *journal) { j.outcome = r.Outcome })
 	return nil
 }
@@ -232,8 +237,10 @@ func (p ports) Promise(_ context.Context, name string, term uint64) (quorum.Prom
 	}
 	v, err := p.agent(name, func(a *agent) (any, error) { return a.promise(term) })
 	if err != nil {
+		p.o.w.trace("%s: %s does not promise term %d: %v", p.o.name, name, term, err)
 		return quorum.Promise{}, err
 	}
+	p.o.w.trace("%s: %s promises term %d at %v", p.o.name, name, term, v.(quorum.Promise).Position)
 	return v.(quorum.Promise), nil
 }
 

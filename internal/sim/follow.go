@@ -50,7 +50,7 @@ func (a *agent) follow(o followOrder) (any, error) {
 		a.established = 0
 		if a.mem.diverged {
 			pg.crash(false)
-			return nil, fmt.Errorf("%w: diverged", errRefused)
+			return nil, reparent.ErrDiverged
 		}
 		return a.attach(o)
 	})
@@ -91,7 +91,7 @@ func (a *agent) attach(o followOrder) (any, error) {
 	if !o.rewind {
 		pg.crash(false)
 		a.persist(func(s *agentState) { s.diverged = true })
-		return nil, fmt.Errorf("%w: diverged", errRefused)
+		return nil, reparent.ErrDiverged
 	}
 	return a.rewind(up)
 }
@@ -119,10 +119,12 @@ func (a *agent) rewind(up *instance) (any, error) {
 
 // boot is the agent's own start, after a restart of its container or machine: it goes on with what its disk says.
 func (a *agent) boot() {
+	a.proc.dead = false
 	a.w.booted(a)
 	a.mem = a.disk
-	a.busy, a.established, a.draining, a.halted, a.resuming, a.rewinding = nil, 0, false, false, false, false
+	a.busy, a.established, a.draining, a.halted, a.resuming, a.rewinding, a.learning = nil, 0, false, false, false, false, false
 	a.fenced, a.exited = "", ""
+	a.downAt = a.w.s.now
 	a.operatorHeard = a.w.s.clock(a.proc)
 	a.tick()
 }
@@ -136,6 +138,7 @@ func (a *agent) tick() {
 	a.i.pg.receiverTimeout()
 	a.fence(now)
 	a.supervise()
+	a.learnSoon()
 	a.heartbeat()
 	a.w.s.after(time.Duration(float64(heartbeat)/a.proc.rate), a.proc, a.tick)
 }
@@ -145,6 +148,12 @@ const heartbeat = 500 * time.Millisecond
 // supervise starts PostgreSQL when it ought to be up. A primary comes back only with its cohort's consent.
 func (a *agent) supervise() {
 	pg := a.i.pg
+	if pg.mode != pgDown {
+		a.downAt = a.w.s.now
+	}
+	if a.halted && !a.mem.primary && a.busy == nil && a.w.s.now-a.haltedAt > 5*time.Second {
+		a.halted = false // nobody says what to be: be a standby of nobody, so that others can be seeded from here
+	}
 	if pg.mode != pgDown || a.busy != nil || a.halted || a.mem.diverged || a.mem.broken || a.resuming || a.i.seeding || pg.proc.frozen {
 		return
 	}
@@ -161,7 +170,12 @@ func (a *agent) supervise() {
 			return
 		}
 		term := a.mem.term
-		if !a.termStands() {
+		stands, higher := a.termStands()
+		if higher && a.w.s.now-a.downAt > 5*time.Second && a.mem.term == term && a.busy == nil {
+			// Others have left its term and nobody says whom to follow: it stands down, so that others can be seeded from it.
+			a.persist(func(s *agentState) { s.primary = false })
+		}
+		if !stands {
 			return
 		}
 		a.w.s.sleep(a.w.s.uniform(50*time.Millisecond, 300*time.Millisecond))
@@ -176,8 +190,9 @@ func (a *agent) supervise() {
 	})
 }
 
-// termStands asks the cohort: as long as Acks members have accepted nothing higher, nobody can have left the term.
-func (a *agent) termStands() bool {
+// termStands asks the cohort: as long as Acks members have accepted nothing higher, nobody can have left the term. It also
+// says whether any has.
+func (a *agent) termStands() (stands, higher bool) {
 	c, yes := a.mem.cohort, 0
 	for _, name := range c.Members {
 		m := a.w.byName[name]
@@ -186,10 +201,12 @@ func (a *agent) termStands() bool {
 		}
 		if m.agent.mem.term <= a.mem.term {
 			yes++
+		} else {
+			higher = true
 		}
 	}
 	a.w.s.sleep(a.w.s.uniform(time.Millisecond, 20*time.Millisecond))
-	return yes >= c.Acks
+	return yes >= c.Acks, higher
 }
 
 // fence stops a primary that hears nobody.

@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// Every message between two machines takes a delay; it is lost when the way is cut, or by chance. A lost message of a
-// TCP connection is found out by its sender and sent again (the failed callback), which is up to the caller. Messages
-// to a process are dropped when it dies and wait while it is frozen, like data in a socket's buffer.
+// Every message between two machines takes a delay, longer when TCP has to send it again, and is lost when the way is cut.
+// What its sender does about that (the failed callback) is up to the caller. Messages to a process are dropped when it dies
+// and wait while it is frozen, like data in a socket's buffer.
 
 type link struct {
 	cut   bool
@@ -35,8 +35,11 @@ func (w *world) send(from, to *machine, target *proc, fn, failed func()) {
 	if w.s.chance(0.01) {
 		d += w.s.uniform(0, 30*time.Millisecond)
 	}
+	for w.s.chance(l.loss) {
+		d += retransmit
+	}
 	epoch := target.epoch
-	if l.cut || w.s.chance(l.loss) {
+	if l.cut {
 		if failed != nil {
 			w.s.after(d, nil, failed)
 		}
@@ -44,7 +47,7 @@ func (w *world) send(from, to *machine, target *proc, fn, failed func()) {
 	}
 	w.s.after(d, nil, func() {
 		switch {
-		case w.link(from, to).cut || target.epoch != epoch:
+		case w.link(from, to).cut || target.epoch != epoch || target.dead:
 			if failed != nil {
 				failed()
 			}

@@ -28,6 +28,7 @@ type operator struct {
 	keeping   bool
 	told      []time.Duration // when an instance was last told to follow
 	last      verdict.Judgement
+	seededAt  time.Duration
 }
 
 type heard struct {
@@ -41,6 +42,7 @@ func (o *operator) now() time.Duration { return o.w.s.clock(o.proc) }
 
 // boot starts a replica that knows nothing.
 func (o *operator) boot() {
+	o.proc.dead = false
 	o.api, o.heard, o.told = o.w.api.snapshot(), nil, nil
 	o.reparents, o.keeping = false, false
 	o.watching, o.movedAt = o.now(), o.now()
@@ -105,8 +107,8 @@ func (o *operator) observed() verdict.Observed {
 		v.PodGone = i.deleted
 		obs.Instances = append(obs.Instances, v)
 	}
-	if j := o.api.last; j.term > 0 && j.outcome == "" {
-		obs.Reparent = &verdict.InFlight{Term: j.term, Phase: string(j.phase), PhaseAge: o.now() - o.movedAt, PhaseLimit: reparent.Limits{}.Phase(j.phase)}
+	if j := o.api.last; j.term > 0 && (j.outcome == "" || o.api.failed > 0) {
+		obs.Reparent = &verdict.InFlight{Term: j.term, Phase: string(j.phase), PhaseAge: o.now() - o.movedAt, PhaseLimit: reparent.Limits{}.Phase(j.phase), Failures: o.api.failed}
 	}
 	return obs
 }
@@ -141,7 +143,7 @@ func (o *operator) reparent(req reparent.Request) {
 		h := o.of(i)
 		in := reparent.Instance{
 			Name: i.name, Zone: i.zone, Reachable: h.Heard && o.now()-h.at < verdict.DefaultParams().SilentAfter, Term: h.Term,
-			Leaving: i.leaving, Current: true, TimeLeft: time.Duration(i.id) * 24 * time.Hour, ReplayLag: h.flushed - min(h.flushed, h.status.Replayed),
+			Leaving: i.leaving, Diverged: h.Diverged, Current: true, TimeLeft: time.Duration(i.id) * 24 * time.Hour, ReplayLag: h.flushed - min(h.flushed, h.status.Replayed),
 		}
 		if i.deleted {
 			in.Unfit = "deleted"
@@ -178,7 +180,7 @@ func (o *operator) keep() {
 		if i == p {
 			continue
 		}
-		st := cohort.Standby{Name: i.name, Leaving: i.leaving, GoneFor: o.now() - o.of(i).streaming}
+		st := cohort.Standby{Name: i.name, Term: o.of(i).Term, Leaving: i.leaving, GoneFor: o.now() - o.of(i).streaming}
 		if peer, ok := h.Peers[i.name]; ok && obs.Use != nil && peer.ReplyAge < 1500*time.Millisecond {
 			st.Streaming, st.Lag = true, h.flushed-min(h.flushed, obs.Use.Flushed[i.name])
 		}
@@ -267,12 +269,34 @@ func (o *operator) replace() {
 		}
 	}
 	p := o.w.byName[rec.Primary()]
-	if len(living) < o.w.conf.Instances && p != nil && rec.InTerm() && len(o.api.list) < o.w.conf.Instances+2 {
-		o.w.seed(p)
+	if len(living) < o.w.conf.Instances && p != nil && len(o.api.list) < 3*o.w.conf.Instances {
+		switch h := o.of(p); {
+		case h.Established && o.now()-h.at < time.Second:
+			o.w.seed(p)
+		case o.now()-o.seededAt > 10*time.Second:
+			// No primary, and perhaps none possible until somebody can follow it: copy whoever has most.
+			o.seededAt = o.now()
+			if src := o.furthest(); src != nil {
+				o.w.seed(src)
+			}
+		}
 	}
 	if p != nil && p.leaving && rec.Settled() && !o.reparents && o.w.s.chance(0.2) {
 		o.reparent(reparent.Request{Kind: reparent.Planned, AwayFrom: p.name})
 	}
+}
+
+// furthest is the running instance whose log is the highest of those heard.
+func (o *operator) furthest() *instance {
+	var best *instance
+	for _, i := range o.api.list {
+		h := o.of(i)
+		running := h.Role == verdict.RoleStandby || h.Role == verdict.RolePrimary
+		if running && !h.Diverged && o.now()-h.at < time.Second && (best == nil || h.Position.Compare(o.of(best).Position) > 0) {
+			best = i
+		}
+	}
+	return best
 }
 
 // covered reports whether there are instances enough without the one that leaves.

@@ -63,6 +63,7 @@ type session struct {
 
 // start runs the server on what is on the disk.
 func (pg *postgres) start(mode pgMode) {
+	pg.proc.dead = false
 	pg.mode = mode
 	pg.accepting = mode == pgPrimary
 	pg.flushing, pg.replaying, pg.retrying = false, false, false
@@ -237,8 +238,10 @@ func (pg *postgres) stream(s *session) {
 		}
 		s.message = pg.w.s.now
 		if d.written.end() < lsn {
+			d.newest = max(d.newest, tip.tli())
 			d.written = appendFrom(d.written, tip, lsn)
 			d.flush()
+			s.down.agent.learnSoon()
 		}
 		s.sent = max(s.sent, lsn)
 		pg.stream(s)

@@ -1,8 +1,10 @@
 package sim
 
 import (
+	"fmt"
 	"iter"
 	"math/rand/v2"
+	"runtime/debug"
 	"time"
 )
 
@@ -25,6 +27,7 @@ type proc struct {
 	name   string
 	epoch  uint32
 	frozen bool
+	dead   bool    // until it is started again
 	queue  []event // arrived while frozen
 	tasks  []*task
 	// rate of its clock against the simulation's, and its offset: what Now says in it.
@@ -118,8 +121,9 @@ func (s *sched) clock(p *proc) time.Duration {
 	return time.Duration(float64(s.now)*p.rate) + p.offset
 }
 
-// kill ends everything p was doing. It may live again at once, as a new process.
+// kill ends everything p was doing. It may live again, as a new process, when dead is reset.
 func (s *sched) kill(p *proc) {
+	p.dead = true
 	p.epoch++
 	p.queue, p.frozen = nil, false
 	tasks := p.tasks
@@ -163,7 +167,7 @@ func (s *sched) spawn(p *proc, fn func()) *task {
 		defer func() {
 			if e := recover(); e != nil {
 				if _, ok := e.(killed); !ok {
-					panic(e)
+					panic(fmt.Sprintf("%v\n%s", e, debug.Stack())) // the stack is lost otherwise
 				}
 			}
 		}()

@@ -63,6 +63,10 @@ func Run(conf Config) Result {
 			break
 		}
 	}
+	if w.violation == "" && why != "" && w.unattributed() {
+		w.count("stuck on a timeline nobody can attribute")
+		why, acked = "", -1
+	}
 	if w.violation == "" && (why != "" || w.ackCount == acked) {
 		w.fail("the shard has not recovered %v after the last fault: %s; %d commits acknowledged since; the operators say %s and %s", conf.Quiet, cmp.Or(why, "it looks well"), w.ackCount-acked, w.operators[0].last.Why, w.operators[1].last.Why)
 	}

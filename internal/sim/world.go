@@ -145,6 +145,7 @@ func (w *world) bootstrap() {
 	c := quorum.Cohort{Term: 1, Primary: names[0], Members: names[1:], Acks: quorum.DefaultAcks(w.conf.Instances)}
 	w.api.record = quorum.Record{Established: 1, Cohorts: []quorum.Cohort{c}}
 	for n, i := range w.instances {
+		i.agent.established = uint64(max(0, 1-n))
 		st := agentState{term: 1, timelines: map[uint32]uint64{1: 1}, follow: names[0]}
 		i.pg.flushed, i.pg.written = first, first
 		if n == 0 {
@@ -159,9 +160,8 @@ func (w *world) bootstrap() {
 			i.pg.upstream = names[0]
 			i.pg.start(pgStandby)
 		}
-		i.agent.boot()
+		i.agent.tick()
 	}
-	w.instances[0].agent.established = 1
 	for _, o := range w.operators {
 		o.boot()
 	}

@@ -14,9 +14,15 @@ import (
 func Judge(o Observed, p Params) Judgement {
 	s := shard{o: o, p: p}
 	j := s.judge()
-	if r := o.Reparent; r != nil && (j.Action == ERS || j.Action == PRS) && r.PhaseAge <= r.PhaseLimit+p.Overdue {
-		j.Action = None
-		j.Why += fmt.Sprintf("; a reparent to term %d is under way (%s for %v)", r.Term, r.Phase, round(r.PhaseAge))
+	if r := o.Reparent; r != nil && (j.Action == ERS || j.Action == PRS) {
+		switch wait := p.RetryAfter << min(max(r.Failures-1, 0), 6); {
+		case r.Failures > 0 && r.PhaseAge < wait:
+			j.Action = None
+			j.Why += fmt.Sprintf("; the last %d reparents failed, the next one may begin %v after the last", r.Failures, wait)
+		case r.Failures == 0 && r.PhaseAge <= r.PhaseLimit+p.Overdue:
+			j.Action = None
+			j.Why += fmt.Sprintf("; a reparent to term %d is under way (%s for %v)", r.Term, r.Phase, round(r.PhaseAge))
+		}
 	}
 	return j
 }
@@ -34,10 +40,13 @@ func (s shard) judge() Judgement {
 	if err := s.o.Record.Validate(); err != nil {
 		return Judgement{Verdict: Unknown, Action: Alert, Why: fmt.Sprintf("the record cannot be trusted: %v", err)}
 	}
-	if !slices.ContainsFunc(s.o.Instances, s.fresh) && len(s.o.Instances) > 1 {
+	if !slices.ContainsFunc(s.o.Instances, func(i Instance) bool { return s.fresh(i) || s.awaited(i) }) && len(s.o.Instances) > 1 {
 		return Judgement{Verdict: Unknown, Action: Alert, Why: fmt.Sprintf("no agent of %d was heard for %v: the observer is cut off, or everything is down", len(s.o.Instances), s.p.SilentAfter)}
 	}
 	c, p, j := s.findPrimary(latest)
+	if p != nil && s.awaited(*p) {
+		return Judgement{Verdict: Unknown, Subject: p.Name, Action: None, Why: fmt.Sprintf("this observer has watched for %v and waits to hear from %s", round(p.Age), p.Name)}
+	}
 	if j == nil {
 		j = s.judgePrimary(c, p)
 	}
@@ -72,6 +81,9 @@ func (s shard) findPrimary(latest quorum.Cohort) (quorum.Cohort, *Instance, *Jud
 	if p := s.instance(old.Primary); p != nil && s.fresh(*p) && p.Role == RolePrimary && p.Established && p.Term == old.Term && !s.left(old) {
 		return old, p, nil
 	}
+	if slices.ContainsFunc(s.o.Instances, s.awaited) {
+		return latest, nil, &Judgement{Unknown, "", None, "this observer has only begun to watch"}
+	}
 	return latest, nil, s.emergency(NoPrimary, "", fmt.Sprintf("term %d was begun with %s and is not established", latest.Term, latest.Primary))
 }
 
@@ -99,6 +111,11 @@ func (s shard) fresh(i Instance) bool {
 	return i.Heard && i.Age < s.p.SilentAfter && !(i.PodGone && i.Disconnected)
 }
 
+// awaited: this observer has only begun to watch it.
+func (s shard) awaited(i Instance) bool {
+	return !i.Heard && i.Age < s.p.SilentAfter && !i.PodGone
+}
+
 // hangs returns which of the agent's probes has hung for too long, "" for none.
 func (s shard) hangs(i Instance) string {
 	for _, p := range []struct {
@@ -112,26 +129,38 @@ func (s shard) hangs(i Instance) string {
 	return ""
 }
 
-// able lists the instances that could promise a new term and serve in it: heard, with a data directory that is whole and a
-// disk that answers.
-func (s shard) able() []string {
+// promisers lists the instances that could promise a new term: heard, with a data directory and a disk that answers. One
+// that has diverged is among them: it cannot follow anybody, but its log says what was acknowledged.
+func (s shard) promisers() []string {
 	var out []string
 	for _, i := range s.o.Instances {
-		whole := !i.Diverged && (i.Role == RoleStandby || i.Role == RolePrimary || i.Role == RoleStopped)
-		if s.fresh(i) && whole && s.hangs(i) == "" {
+		if s.fresh(i) && (i.Role == RoleStandby || i.Role == RolePrimary || i.Role == RoleStopped) && s.hangs(i) == "" {
 			out = append(out, i.Name)
 		}
 	}
 	return out
 }
 
+// able lists the promisers that could serve in a new term.
+func (s shard) able() []string {
+	return slices.DeleteFunc(s.promisers(), func(n string) bool { return s.instance(n).Diverged })
+}
+
 // emergency proposes an ERS when those heard can revoke the record and establish a new primary, else an alert.
+//
+// One exception: when too few could serve because the others are lost for good, new ones must be seeded, and that takes a
+// running standby. Where there is none, only a stopped or unestablished primary, the ERS is proposed all the same: it will
+// fail, but the promises turn what is left into standbys.
 func (s shard) emergency(v Verdict, subject, why string) *Judgement {
 	able := s.able()
-	if err := quorum.Revocable(s.o.Record, able); err != nil {
+	if err := quorum.Revocable(s.o.Record, s.promisers()); err != nil {
 		return &Judgement{v, subject, Alert, fmt.Sprintf("%s; no emergency reparent can be safe now: %v", why, err)}
 	}
 	latest, _ := s.o.Record.Latest()
+	source := slices.ContainsFunc(able, func(n string) bool { return s.instance(n).Role == RoleStandby })
+	if len(able)-1 < latest.Acks && !source && len(able) > 0 {
+		return &Judgement{v, subject, ERS, fmt.Sprintf("%s; only {%s} could serve, which makes it a standby to seed others from", why, strings.Join(able, ", "))}
+	}
 	if len(able)-1 < latest.Acks {
 		return &Judgement{v, subject, Alert, fmt.Sprintf("%s; only {%s} could serve, a new primary needs %d acknowledgements", why, strings.Join(able, ", "), latest.Acks)}
 	}

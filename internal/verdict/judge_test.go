@@ -148,10 +148,32 @@ func TestPrimary(t *testing.T) {
 			o.lose("a", "b")
 			o.at("b").DiskProbe.Pending = 3 * sec
 		}, PrimaryDead, "p", Alert},
+		{"dead, a diverged standby can promise but not follow", func(o *Observed) {
+			o.silent("p")
+			o.lose("a", "b")
+			o.at("b").Diverged = true
+		}, PrimaryDead, "p", Alert},
+		{"down, and everybody else lost: to be a standby that others can be seeded from", func(o *Observed) {
+			o.at("p").Role = RoleStopped
+			o.silent("a", "b")
+		}, PrimaryDead, "p", ERS},
+		{"down, everybody else has diverged", func(o *Observed) {
+			o.at("p").Role = RoleStopped
+			o.at("a").Diverged, o.at("b").Diverged = true, true
+		}, PrimaryDead, "p", ERS},
 		{"never heard since this observer began to watch", func(o *Observed) {
 			*o.at("p") = Instance{Name: "p", Age: 2 * sec}
 			o.lose("a", "b")
 		}, PrimaryDead, "p", ERS},
+		{"this observer has only begun to watch", func(o *Observed) {
+			*o.at("p") = Instance{Name: "p", Age: sec}
+		}, Unknown, "p", None},
+		{"it has heard nobody yet", func(o *Observed) {
+			for _, n := range []string{"p", "a", "b"} {
+				*o.at(n) = Instance{Name: n, Age: sec}
+			}
+		}, Unknown, "p", None},
+		{"it has not heard a standby yet", func(o *Observed) { *o.at("a") = Instance{Name: "a", Age: sec} }, Healthy, "p", None},
 		{"SIGSTOP of the postmaster: open sessions go on, new ones hang", func(o *Observed) {
 			o.at("p").ConnectProbe.Pending = 2 * sec
 		}, PrimaryStalled, "p", ERS},
@@ -271,6 +293,14 @@ func TestBegunTerms(t *testing.T) {
 	require.Equal(t, None, j.Action, "a coordinator at work is left alone")
 	o.Reparent.PhaseAge = 3 * sec
 	require.Equal(t, ERS, Judge(o, DefaultParams()).Action, "a dead one is overtaken")
+	o.Reparent = &InFlight{Term: 6, Failures: 1, PhaseAge: sec / 4}
+	require.Equal(t, None, Judge(o, DefaultParams()).Action, "failed a moment ago")
+	o.Reparent.PhaseAge = sec
+	require.Equal(t, ERS, Judge(o, DefaultParams()).Action)
+	o.Reparent.Failures = 3
+	require.Equal(t, None, Judge(o, DefaultParams()).Action, "again and again")
+	o.Reparent.Failures, o.Reparent.PhaseAge = 1000, time.Hour
+	require.Equal(t, ERS, Judge(o, DefaultParams()).Action, "but never given up")
 }
 
 func TestUnknown(t *testing.T) {
@@ -371,7 +401,7 @@ func TestJudgeIsTotal(t *testing.T) {
 		if j.Action == ERS {
 			var heard []string
 			for _, i := range o.Instances {
-				if i.Heard && !i.Diverged && i.Age < DefaultParams().SilentAfter {
+				if i.Heard && i.Age < DefaultParams().SilentAfter {
 					heard = append(heard, i.Name)
 				}
 			}

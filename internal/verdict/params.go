@@ -32,6 +32,10 @@ type Params struct {
 	NodeAfter time.Duration
 	// MaxUsed is the used share of a volume from which it counts as full. Default 0.97.
 	MaxUsed float64
+	// RetryAfter is how long to wait after a failed reparent before the next; it doubles with each in a row, up to 64
+	// times. Default 500 ms: what was missing may have come back at once, but a shard that cannot be helped must not be
+	// flooded with terms.
+	RetryAfter time.Duration
 	// Overdue is how long a reparent may be behind the limit of its phase before its coordinator counts as dead and is
 	// overtaken. Default 500 ms.
 	Overdue time.Duration
@@ -42,7 +46,7 @@ func DefaultParams() Params {
 	return Params{
 		SilentAfter: 1500 * time.Millisecond, LostAfter: 1500 * time.Millisecond, IsolatedAfter: 1500 * time.Millisecond,
 		StallAfter: 2 * time.Second, SickAfter: 3, SlowAfter: 30 * time.Second, StuckAfter: 10 * time.Second,
-		ReplaceAfter: 30 * time.Second, NodeAfter: time.Minute, MaxUsed: 0.97, Overdue: 500 * time.Millisecond,
+		ReplaceAfter: 30 * time.Second, NodeAfter: time.Minute, MaxUsed: 0.97, Overdue: 500 * time.Millisecond, RetryAfter: 500 * time.Millisecond,
 	}
 }
 

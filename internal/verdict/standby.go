@@ -11,7 +11,7 @@ import (
 func (s shard) judgeStandbys(c quorum.Cohort, p *Instance) *Judgement {
 	var waiting *Judgement
 	for _, i := range s.o.Instances {
-		if i.Name == p.Name || i.Leaving {
+		if i.Name == p.Name || i.Leaving || s.awaited(i) {
 			continue
 		}
 		j := s.judgeStandby(c, p, i)

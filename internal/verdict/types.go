@@ -158,10 +158,13 @@ type Instance struct {
 	Leaving bool
 }
 
-// InFlight is a reparent that has no outcome yet.
+// InFlight is the reparent of the highest term: one that has no outcome yet, or that failed.
 type InFlight struct {
 	Term  uint64
 	Phase string
+	// Failures is how many of the newest reparents in a row ended without a primary; 0 while the newest has no outcome.
+	// Then PhaseAge is the time since the last of them ended.
+	Failures int
 	// PhaseAge is how long ago its journal was last written; PhaseLimit is how long that phase may take.
 	PhaseAge, PhaseLimit time.Duration
 }
@@ -170,6 +173,6 @@ type InFlight struct {
 type Observed struct {
 	Record    quorum.Record
 	Instances []Instance
-	// Reparent under way, the one of the highest term; nil when there is none.
+	// Reparent under way or failed; nil when the newest one ended well.
 	Reparent *InFlight
 }
