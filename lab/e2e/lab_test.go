@@ -476,23 +476,37 @@ func (l *lab) testControlPlane(t *testing.T) {
 	}
 }
 
-func (l *lab) testKill(t *testing.T) {
-	node := l.victim(t)
-	l.run(t, "node", "freeze", node) // a frozen node can be killed too
+// kill ends a node and checks that nothing of it is left but its Node object.
+func (l *lab) kill(t *testing.T, node string) {
+	t.Helper()
 	l.run(t, "node", "kill", node)
 	l.run(t, "node", "kill", node)
-	l.awaitReady(t, node, false)
 	require.Contains(t, l.run(t, "node", "list"), "killed")
 	require.NoFileExists(t, "/run/netns/theseus-lab."+labName+"."+node)
 	require.Empty(t, leftovers(t, node))
+	l.awaitReady(t, node, false)
+}
+
+func (l *lab) testKill(t *testing.T) {
+	// Processes that hang in a stalled volume, and frozen ones, die too.
+	stalled := l.kubectl(t, "-n", "probe", "get", "pod", "writer", "-o", "jsonpath={.spec.nodeName}")
+	l.run(t, "volume", "stall", "probe/data")
+	l.kill(t, stalled)
+	frozen := l.victim(t)
+	l.run(t, "node", "freeze", frozen)
+	l.kill(t, frozen)
+
 	l.run(t, "up", "--nodes", "3")
 	ready, err := l.nodes()
 	require.NoError(t, err)
-	require.Len(t, ready, 4, "three that run, and the object of the dead one")
-	l.run(t, "node", "remove", node)
+	require.Len(t, ready, 5, "three that run, and the objects of the dead ones")
+	l.run(t, "node", "remove", stalled)
+	l.run(t, "node", "remove", frozen)
 	ready, err = l.nodes()
 	require.NoError(t, err)
 	require.Len(t, ready, 3)
+	_, err = l.try("lab", "volume", "resume", "probe/data")
+	require.Error(t, err, "the volume is gone with its node")
 }
 
 func (l *lab) testInterrupted(t *testing.T) {
