@@ -364,15 +364,6 @@ func (i *instance) sql(db, statement string) {
 	require.NoError(i.lab.t, err)
 }
 
-// shortDir is a directory whose name leaves room for a unix socket's (108 bytes in all).
-func shortDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "g")
-	require.NoError(t, err)
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
-}
-
 func runTool(t testing.TB, name string, args ...string) {
 	t.Helper()
 	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {

@@ -133,7 +133,7 @@ type hopLab struct {
 }
 
 func newHopLab(t *testing.T) *hopLab {
-	l := &hopLab{t: t, set: newSet(t), socket: filepath.Join(t.TempDir(), "s")}
+	l := &hopLab{t: t, set: newSet(t), socket: filepath.Join(shortDir(t), "s")}
 	l.a = newFakeServer(t, identity(t, l.set, testShard, agentapi.RoleAgent))
 	l.b = newFakeServer(t, identity(t, l.set, testShard, agentapi.RoleAgent))
 	l.hop = &hop{
@@ -455,7 +455,7 @@ func TestHopDoesNotServeAStandby(t *testing.T) {
 			for _, piece := range pieces {
 				_, _ = server.Write(piece) // it may have been left already
 			}
-			l.route(Serve, 2, l.b)
+			l.route(Hold, 1, l.a)
 			all, err := io.ReadAll(pooler)
 			require.NoError(t, err)
 			require.NotContains(t, string(all), string(ready))
