@@ -18,6 +18,9 @@ type Object struct {
 	CreatedAt time.Time
 	// MaxAge of this object; 0 is the policy's.
 	MaxAge time.Duration
+	// InFlight is true once its replacement has begun: it is not planned any more and counts against the budget, but it
+	// still grows older until it is gone, and a plan that looked away would say that all is well.
+	InFlight bool
 }
 
 // Policy is what a plan has to respect. The zero value of every field but MaxAge is its default.
@@ -38,8 +41,8 @@ type Policy struct {
 	CatchUp float64
 	// Windows in which replacements may start; empty is always.
 	Windows []Window
-	// Budget of objects being replaced at once; 0 is unlimited. InFlight of them are taken already.
-	Budget, InFlight int
+	// Budget of objects being replaced at once; 0 is unlimited.
+	Budget int
 	// Freeze starts nothing at all and says why; empty is not frozen.
 	Freeze string
 	// FrozenZones start nothing in a zone and say why.
@@ -150,7 +153,7 @@ type item struct {
 	frozen    string
 }
 
-// Make plans. Objects whose replacement is already in flight must not be among objs (count them in InFlight).
+// Make plans. Objects whose replacement is under way must be among objs, too, and have no slots.
 func Make(objs []Object, policy Policy, now time.Time) Plan {
 	p := policy.withDefaults()
 	horizon := 2*p.MaxAge + 8*24*time.Hour
@@ -159,6 +162,7 @@ func Make(objs []Object, policy Policy, now time.Time) Plan {
 	}
 	cal := newCalendar(p.Windows, now, horizon)
 	items, base, natural := prepare(objs, p, now, cal, horizon)
+	items, flying := apart(items, objs)
 	level(items, objs, p, base)
 
 	plan := Plan{Slots: make([]Slot, len(items)), BaseRate: base * float64(time.Hour)}
@@ -178,7 +182,7 @@ func Make(objs []Object, policy Policy, now time.Time) Plan {
 			plan.Slots[i].Frozen = it.frozen
 		}
 	}
-	p.judge(&plan, forecaster{policy: p, items: items, queue: queue, base: base, natural: natural}, now)
+	p.judge(&plan, forecaster{policy: p, items: items, flying: flying, queue: queue, base: base, natural: natural}, now)
 	return plan
 }
 
@@ -210,6 +214,20 @@ func prepare(objs []Object, p Policy, now time.Time, cal *calendar, horizon time
 	}
 	slices.SortFunc(items, func(a, b item) int { return cmpThen(a.soft, b.soft, a.index, b.index) })
 	return items, base, natural
+}
+
+// apart separates what is in flight; both parts stay in order.
+func apart(items []item, objs []Object) (waiting, flying []item) {
+	for _, it := range items {
+		if objs[it.index].InFlight {
+			flying = append(flying, it)
+		}
+	}
+	if len(flying) == 0 {
+		return items, nil
+	}
+	waiting = slices.DeleteFunc(items, func(it item) bool { return objs[it.index].InFlight })
+	return waiting, flying
 }
 
 func (p Policy) frozen(o Object) string {

@@ -67,11 +67,9 @@ func (f *fleet) run(from time.Time, d time.Duration) {
 		var index []int
 		for i, o := range f.objs {
 			f.oldest = max(f.oldest, now.Sub(o.CreatedAt))
-			if !busy[i] {
-				open, index = append(open, o), append(index, i)
-			}
+			o.InFlight = busy[i]
+			open, index = append(open, o), append(index, i)
 		}
-		f.policy.InFlight = len(flying)
 		plan := Make(open, f.policy, now)
 		lastHour := 0
 		for k := len(f.starts) - 1; k >= 0 && now.Sub(f.starts[k]) < time.Hour; k-- {
@@ -399,4 +397,27 @@ func BenchmarkMake30000(b *testing.B) {
 	for b.Loop() {
 		Make(objs, Policy{MaxAge: maxAge}, t0.Add(maxAge))
 	}
+}
+
+func TestWhatIsInFlightIsWatchedAndNotPlanned(t *testing.T) {
+	objs := born(3, together)
+	objs[0].InFlight, objs[0].Zone = true, "a"
+	plan := Make(objs, Policy{MaxAge: maxAge}, t0.Add(27*day))
+	require.Len(t, plan.Slots, 2)
+	for _, s := range plan.Slots {
+		require.NotZero(t, s.Index)
+	}
+	require.Contains(t, plan.Message, "3 objects")
+	stuck := Make(objs, Policy{MaxAge: maxAge, FrozenZones: map[string]string{"a": "no machines"}}, t0.Add(20*day))
+	require.Equal(t, Frozen, stuck.Reason, "it began and cannot go on")
+	late := Make(objs[:1], Policy{MaxAge: maxAge}, t0.Add(30*day))
+	require.Equal(t, DeadlineMissed, late.Reason)
+	require.Equal(t, 1, late.Late)
+	// And it takes its place in the budget.
+	require.True(t, Make(born(50, together), Policy{MaxAge: maxAge, Budget: 1, Service: 13 * time.Hour}, t0).Holds)
+	many := born(51, together)
+	for i := range many[:10] {
+		many[i].InFlight = true
+	}
+	require.Equal(t, 41, len(Make(many, Policy{MaxAge: maxAge, Budget: 1, Service: 13 * time.Hour}, t0).Slots))
 }
