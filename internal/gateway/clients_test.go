@@ -129,6 +129,26 @@ func TestDrainWaitsForTransactions(t *testing.T) {
 	require.NoError(t, tx.Commit(within(t, 5*time.Second)))
 }
 
+// A drain that nobody takes back or follows up does not keep clients waiting for ever.
+func TestForgottenDrain(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.MaxPause = time.Second })
+	l.a.establish(1)
+	conn := l.connect()
+	require.Equal(t, l.a.name, server(t, conn))
+	l.a.drain(true)
+	l.a.awaitPause(5 * time.Second)
+	begin := time.Now()
+	require.Equal(t, l.a.name, server(t, conn))
+	require.Greater(t, time.Since(begin), 500*time.Millisecond)
+	time.Sleep(500 * time.Millisecond)
+	begin = time.Now()
+	require.Equal(t, l.a.name, server(t, conn))
+	require.Less(t, time.Since(begin), 400*time.Millisecond)
+	l.a.drain(false)
+	move(l.a, l.b, 2) // once it was taken back, the next one is obeyed again
+	require.Equal(t, l.b.name, server(t, conn))
+}
+
 // Clients that come, ask and go all the time see no error of ten moves either.
 func TestPlannedWithComingAndGoing(t *testing.T) {
 	l := newLab(t, func(c *Config) { c.PoolSize = 8 })

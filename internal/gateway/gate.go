@@ -27,7 +27,7 @@ type gate struct {
 	route   Route
 	target  *target       // nil in Hold
 	changed chan struct{} // closed when target changes
-	since   time.Time     // when Hold began
+	since   time.Time     // when Serve ended
 	told    map[string]bool
 }
 
@@ -41,6 +41,9 @@ func (g *gate) set(r Route) (old Route) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	old, g.route = g.route, r
+	if old.Mode == Serve && r.Mode != Serve {
+		g.since = g.clock.Now()
+	}
 	open := r.Mode != Hold
 	if g.target != nil {
 		if open && g.target.term == r.Term && g.target.instance == r.Instance && g.target.address == r.Address {
@@ -55,8 +58,6 @@ func (g *gate) set(r Route) (old Route) {
 		ctx, end := context.WithCancel(context.Background())
 		g.target = &target{address: r.Address, instance: r.Instance, term: r.Term, ctx: ctx, end: end}
 		clear(g.told)
-	} else {
-		g.since = g.clock.Now()
 	}
 	close(g.changed)
 	g.changed = make(chan struct{})
@@ -70,11 +71,11 @@ func (g *gate) state() (*target, Route, <-chan struct{}) {
 	return g.target, g.route, g.changed
 }
 
-// held is for how long there has been no target; 0 when there is one.
+// held is for how long clients have not been served; 0 when they are.
 func (g *gate) held() time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.target != nil {
+	if g.route.Mode == Serve {
 		return 0
 	}
 	return g.clock.Since(g.since)

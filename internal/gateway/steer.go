@@ -27,14 +27,16 @@ const (
 	resume
 )
 
-// nextStep says what to do to a PgBouncer that is paused or not. It stays paused through Hold, so that the logins of a planned
-// reparent all begin at once when the new primary is there; but once clients have waited for as long as they may, it is
-// resumed, because only logins carry the hop's error to them.
+// nextStep says what to do to a PgBouncer that is paused or not. It stays paused through Hold, so that the logins of a
+// planned reparent all begin at once when the new primary is there. Once clients have waited for as long as they may, it is
+// resumed whatever the mode. In Hold that lets logins begin, because only they carry the hop's error to clients. In
+// Drain it sends traffic to the primary again: a reparent takes seconds, so whoever announced this one has died over it,
+// and the primary is the established one for as long as it says so.
 func nextStep(mode Mode, paused, overdue bool) steering {
 	switch {
-	case mode == Drain && !paused:
+	case mode == Drain && !paused && !overdue:
 		return pause
-	case mode == Serve && paused, mode == Hold && paused && overdue:
+	case paused && (mode == Serve || overdue):
 		return resume
 	}
 	return leave

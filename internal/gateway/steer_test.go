@@ -25,6 +25,8 @@ func TestNextStep(t *testing.T) {
 		{Serve, true, true, resume},
 		{Drain, false, false, pause},
 		{Drain, true, false, leave},
+		{Drain, true, true, resume},
+		{Drain, false, true, leave}, // not again, until it has been taken back
 		{Hold, false, false, leave}, // an emergency: the hop holds logins, and PAUSE would end them
 		{Hold, true, false, leave},  // a planned reparent, between two primaries
 		{Hold, true, true, resume},
