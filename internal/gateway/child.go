@@ -54,6 +54,16 @@ func (c *child) run(ctx context.Context, up func(ctx context.Context)) {
 	}
 }
 
+// raiseFiles lets this process, and with it PgBouncer, open as many files as it may. Go does so for itself but gives its
+// children the lower limit back, unless it is set by hand.
+func raiseFiles() {
+	var limit syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) == nil {
+		limit.Cur = limit.Max
+		_ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit) // the lower one does for most
+	}
+}
+
 func (c *child) once(up func(ctx context.Context)) error {
 	// Left by a predecessor that was killed; PgBouncer would take it for one that runs.
 	_ = os.Remove(filepath.Join(c.config.RunDir, consoleDir, fmt.Sprintf(".s.PGSQL.%d", c.config.ListenPort)))

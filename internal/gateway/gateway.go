@@ -128,6 +128,7 @@ func Run(ctx context.Context, c Config) error {
 	if err := c.Complete(); err != nil {
 		return err
 	}
+	raiseFiles()
 	g, err := build(c)
 	if err != nil {
 		return err

@@ -15,7 +15,7 @@ const (
 	settle      = 500 * time.Millisecond
 	settleStep  = 2 * time.Millisecond
 	steerRetry  = 50 * time.Millisecond
-	steerWindow = 250 * time.Millisecond
+	steerWindow = 500 * time.Millisecond
 )
 
 // steering is one step for PgBouncer.
