@@ -8,6 +8,7 @@ package labkit
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -190,6 +191,10 @@ func (k *Kit) Install(ctx context.Context, images Images, set ...string) error {
 	args := []string{
 		"upgrade", "--install", "theseus", chart, "--namespace", OperatorNamespace, "--create-namespace", "--skip-crds",
 		"--set", "image=" + images.Operator, "--set", "operandImage=" + images.Operand, "--wait", "--timeout", "3m",
+	}
+	// An image rebuilt under the same name changes nothing in the Deployment: the archive's digest makes it roll.
+	if archive, err := os.ReadFile(filepath.Join(k.Root, "build", "images", "operator.tar")); err == nil && k.LabName != "" {
+		args = append(args, "--set", fmt.Sprintf("podAnnotations.archive=sha256-%x", sha256.Sum256(archive)))
 	}
 	for _, s := range set {
 		args = append(args, "--set", s)
