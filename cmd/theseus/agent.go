@@ -3,7 +3,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"os"
 	"strconv"
 
@@ -22,7 +21,6 @@ func newAgent() *cobra.Command {
 		Short: "PID 1 of an instance: run and supervise PostgreSQL",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			log := slog.New(slog.NewJSONHandler(os.Stdout, nil))
 			if parameters != "" {
 				if err := json.Unmarshal([]byte(parameters), &conf.Parameters); err != nil {
 					return fmt.Errorf("parameters: %w", err)
@@ -36,7 +34,7 @@ func newAgent() *cobra.Command {
 				conf.MemoryLimit = limit
 			}
 			conf.Release = release
-			a, err := agent.New(conf, log, os.Stdout)
+			a, err := agent.New(conf, os.Stdout)
 			if err != nil {
 				return err
 			}

@@ -37,6 +37,7 @@ type Agent struct {
 	pg    *postgres.Server
 	procs *postgres.Processes
 	logs  *postgres.Logs
+	own   *postgres.Logs // the agent's own
 	store *Store
 	boot  string
 
@@ -72,14 +73,16 @@ type live struct {
 	heard       map[string]heard // by standby
 	seed        *seeding
 	restarts    backoff
+	stuck       stuck
 	diskFree    [2]uint64 // size, available
 	stopping    bool
 	control     postgres.Control // last read, for evidence and the system identifier
 	lastFlushed postgres.Position
 }
 
-// New makes an agent of its configuration. stdout gets both logs.
-func New(conf Config, log *slog.Logger, stdout io.Writer) (*Agent, error) {
+// New makes an agent of its configuration. stdout gets its own log (JSON) and PostgreSQL's (lines with a prefix). Neither
+// ever waits for it.
+func New(conf Config, stdout io.Writer) (*Agent, error) {
 	conf.Defaults()
 	if err := conf.Validate(); err != nil {
 		return nil, err
@@ -96,10 +99,10 @@ func New(conf Config, log *slog.Logger, stdout io.Writer) (*Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	var boot [8]byte
-	_, _ = rand.Read(boot[:])
+	own := postgres.NewLogs(stdout, "", nil)
+	log := slog.New(slog.NewJSONHandler(own, nil))
 	a := &Agent{
-		conf: conf, log: log, clock: clock.RealClock{}, id: id, store: store, state: state, boot: hex.EncodeToString(boot[:]),
+		conf: conf, log: log, own: own, clock: clock.RealClock{}, id: id, store: store, state: state, boot: randomHex(),
 		persisting: make(chan struct{}, 1), kick: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 		procs: postgres.NewProcesses(),
 	}
@@ -107,6 +110,12 @@ func New(conf Config, log *slog.Logger, stdout io.Writer) (*Agent, error) {
 	a.logs = postgres.NewLogs(stdout, "postgres: ", a.logLine)
 	a.pg = postgres.NewServer(a.serverConfig(), a.procs, a.logs, log)
 	return a, nil
+}
+
+func randomHex() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:])
+	return hex.EncodeToString(b[:])
 }
 
 func (a *Agent) serverConfig() postgres.Config {
@@ -152,6 +161,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.log.Info("agent started", "shard", a.conf.Shard.String(), "instance", a.conf.Instance, "term", a.state.Term, "role", a.live.role.String())
 	<-ctx.Done()
 	a.shutdown()
+	time.Sleep(lastWord)
 	server.Stop()
 	return nil
 }
@@ -160,7 +170,10 @@ func (a *Agent) initialRole() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.live.role = agentpb.Role_STOPPED
-	if !a.pg.Initialised() || a.state.Bootstrapping {
+	if a.state.Halted == haltedSeeding && a.pg.Initialised() && a.pg.SeedMark() == a.state.Seed {
+		a.state.Halted, a.state.Seed = "", "" // the copy was complete; only this word of it was missing
+	}
+	if !a.pg.Initialised() || a.state.Bootstrapping || a.state.Halted == haltedSeeding {
 		a.live.role = agentpb.Role_EMPTY
 		a.live.message = "waiting for Bootstrap or Seed"
 	}
@@ -188,6 +201,9 @@ func (a *Agent) listen(ctx context.Context) (*grpc.Server, error) {
 	}()
 	return server, a.serveHealth(ctx)
 }
+
+// lastWord is how long watchers have to be sent the last status.
+const lastWord = 50 * time.Millisecond
 
 // shutdown is a bounded fast stop. New commands are refused from here on.
 func (a *Agent) shutdown() {

@@ -134,12 +134,12 @@ func (a *Agent) Seed(ctx context.Context, req *agentpb.SeedRequest) (*agentpb.Co
 }
 
 func (a *Agent) prepareSeed(ctx context.Context, req *agentpb.SeedRequest) error {
-	initialised := a.pg.Initialised()
+	initialised, mark := a.pg.Initialised(), randomHex()
 	err := a.update(ctx, func(s *State) error {
 		if err := lowerTerm(s.Term, req.GetTerm()); err != nil {
 			return err
 		}
-		if initialised && !req.GetDiscard() && !s.Bootstrapping {
+		if initialised && !req.GetDiscard() && !s.Bootstrapping && s.Halted != haltedSeeding {
 			return refuse("there is a data directory already; discard has to be asked for")
 		}
 		if s.Primary != nil && s.Term == req.GetTerm() {
@@ -149,7 +149,7 @@ func (a *Agent) prepareSeed(ctx context.Context, req *agentpb.SeedRequest) error
 		*s = State{
 			Term: req.GetTerm(), Promised: s.Promised, Endpoints: s.Endpoints, Parameters: s.Parameters,
 			Timelines: agentapi.TimelineTermsFromPB(req.GetTimelineTerms()), Follow: target(req.GetTerm(), req.GetPrimary()),
-			Halted: haltedSeeding,
+			Halted: haltedSeeding, Seed: mark,
 		}
 		return nil
 	})
@@ -163,15 +163,15 @@ func (a *Agent) prepareSeed(ctx context.Context, req *agentpb.SeedRequest) error
 	a.live.message = "seeding from " + req.GetSource().GetInstance()
 	a.mu.Unlock()
 	a.changed()
-	go a.seed(run, seed, upstream(target(0, req.GetSource())))
+	go a.seed(run, seed, upstream(target(0, req.GetSource())), mark)
 	return nil
 }
 
-func (a *Agent) seed(ctx context.Context, seed *seeding, source postgres.Upstream) {
+func (a *Agent) seed(ctx context.Context, seed *seeding, source postgres.Upstream, mark string) {
 	begun := time.Now()
-	err := a.copyFrom(ctx, seed, source)
+	err := a.copyFrom(ctx, seed, source, mark)
 	if err == nil {
-		err = a.update(ctx, func(s *State) error { s.Halted = ""; return nil })
+		err = a.update(ctx, func(s *State) error { s.Halted, s.Seed = "", ""; return nil })
 	}
 	a.mu.Lock()
 	a.live.seed = nil
@@ -194,14 +194,14 @@ func (a *Agent) seed(ctx context.Context, seed *seeding, source postgres.Upstrea
 	a.reconsider() // the supervisor starts the standby
 }
 
-func (a *Agent) copyFrom(ctx context.Context, seed *seeding, source postgres.Upstream) error {
+func (a *Agent) copyFrom(ctx context.Context, seed *seeding, source postgres.Upstream, mark string) error {
 	if _, err := a.pg.Stop(ctx, postgres.Immediate); err != nil {
 		return err
 	}
 	if err := a.pg.Discard(); err != nil {
 		return err
 	}
-	return a.pg.Seed(ctx, source, seed.progress)
+	return a.pg.Seed(ctx, source, mark, seed.progress)
 }
 
 func target(term uint64, ep *agentpb.Endpoint) *Target {

@@ -42,7 +42,8 @@ func (a *Agent) Dump(ctx context.Context, req *agentpb.DumpRequest) (*agentpb.Du
 		limit -= len(data)
 	}
 	if limit > 0 {
-		files["postgres.log"] = a.logs.Tail(limit)
+		files["agent.log"] = a.own.Tail(limit / 4)
+		files["postgres.log"] = a.logs.Tail(limit - len(files["agent.log"]))
 	}
 	return &agentpb.DumpReply{Files: files}, nil
 }

@@ -47,7 +47,7 @@ func (a *Agent) fence(ctx context.Context, observer *postgres.Observer) {
 	a.mu.Lock()
 	a.live.established, a.live.message = false, "fenced: "+why
 	a.mu.Unlock()
-	if _, err := a.stopPrimary(limit, postgres.Immediate); err != nil {
+	if _, err := a.stopPrimary(limit, postgres.Immediate, 0); err != nil {
 		a.log.Error("fencing", "error", err)
 	}
 	if err := a.update(limit, func(s *State) error { s.Fenced = why; return nil }); err != nil {
@@ -72,7 +72,11 @@ func (a *Agent) silent() bool {
 			last = t
 		}
 	}
-	return now.Sub(last) > a.conf.FenceAfter
+	patience := a.conf.FenceAfter
+	if !a.live.established {
+		patience *= 3 // nobody is let in yet; its standbys may still be on their way
+	}
+	return now.Sub(last) > patience
 }
 
 // quorumHeard is the latest time by which at least Acks members had been heard: the Acks-th latest of their times. A

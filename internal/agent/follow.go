@@ -28,7 +28,7 @@ func (a *Agent) Follow(ctx context.Context, req *agentpb.FollowRequest) (*agentp
 	}
 	defer done()
 	if a.seedingNow() {
-		return nil, status.Error(codes.Unavailable, "seeding")
+		return a.followLater(ctx, req)
 	}
 	if !a.pg.Initialised() {
 		return nil, refuse("there is no data directory; it has to be seeded")
@@ -48,7 +48,7 @@ func (a *Agent) Follow(ctx context.Context, req *agentpb.FollowRequest) (*agentp
 		return nil, failed(err)
 	}
 	if a.isPrimary() {
-		if _, err := a.stopPrimary(ctx, postgres.Immediate); err != nil {
+		if _, err := a.stopPrimary(ctx, postgres.Immediate, 0); err != nil {
 			return nil, failed(err)
 		}
 	}
@@ -58,6 +58,19 @@ func (a *Agent) Follow(ctx context.Context, req *agentpb.FollowRequest) (*agentp
 		}
 	}
 	return a.follow(ctx, whom, time.Duration(req.GetRewindTimeoutMs())*time.Millisecond)
+}
+
+// followLater changes whom a copy under way follows in the end. Should the copy not fit then, it shows by not streaming.
+func (a *Agent) followLater(ctx context.Context, req *agentpb.FollowRequest) (*agentpb.FollowReply, error) {
+	err := a.update(ctx, func(s *State) error {
+		_, err := s.follow(target(req.GetTerm(), req.GetPrimary()), agentapi.TimelineTermsFromPB(req.GetTimelineTerms()), 0)
+		return err
+	})
+	if err != nil {
+		return nil, failed(err)
+	}
+	st := a.snapshot()
+	return &agentpb.FollowReply{Term: st.Term, Diverged: st.Diverged != "", Why: st.Diverged}, nil
 }
 
 // acceptFollow persists whom to follow and the terms of its timelines, before any of its WAL is taken. stale are
@@ -131,7 +144,7 @@ func (a *Agent) timeline(ctx context.Context) uint32 {
 
 // endIntent ends an interrupted promotion for good: whatever timeline it has begun is attributed to its term.
 func (a *Agent) endIntent(ctx context.Context) error {
-	if _, err := a.stopPrimary(ctx, postgres.Immediate); err != nil {
+	if _, err := a.stopPrimary(ctx, postgres.Immediate, 0); err != nil {
 		return err
 	}
 	// Even one that never left recovery may have written the beginning of its timeline.

@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -30,7 +29,7 @@ func agentMain(encoded string) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
-	a, err := New(conf, slog.New(slog.NewJSONHandler(os.Stdout, nil)), os.Stdout)
+	a, err := New(conf, os.Stdout)
 	if err == nil {
 		err = a.Run(ctx)
 	}

@@ -124,7 +124,7 @@ func (a *Agent) every(ctx context.Context, p *probe, interval time.Duration, app
 
 // announceStall publishes once when a probe has been under way for two periods, without waiting for the heartbeat.
 func (a *Agent) announceStall(p *probe) (stop func()) {
-	timer := a.clock.AfterFunc(2*a.conf.Probe, a.publish)
+	timer := a.clock.AfterFunc(2*a.conf.Probe, func() { a.publish() })
 	return func() { timer.Stop() }
 }
 

@@ -88,7 +88,7 @@ func (a *Agent) revoke(ctx context.Context) (*agentpb.PromiseReply, error) {
 		return reply, nil // has nothing to acknowledge with, and nothing to offer
 	}
 	if st.Halted != "" {
-		control, err := a.stopPrimary(ctx, postgres.Immediate)
+		control, err := a.stopPrimary(ctx, postgres.Immediate, 0)
 		if err != nil {
 			return nil, err
 		}
@@ -129,10 +129,16 @@ func (a *Agent) seedingNow() bool {
 	return a.live.seed != nil
 }
 
-// stopPrimary stops a primary's PostgreSQL, says so to everybody, and reads what it left.
-func (a *Agent) stopPrimary(ctx context.Context, mode postgres.StopMode) (control postgres.Control, err error) {
+// stopPrimary stops a primary's PostgreSQL, says so to everybody, and reads what it left. A fast stop gets no more than
+// within (0: as long as ctx).
+func (a *Agent) stopPrimary(ctx context.Context, mode postgres.StopMode, within time.Duration) (control postgres.Control, err error) {
 	begun, running := time.Now(), a.pg.Running()
-	clean, err := a.pg.Stop(ctx, mode)
+	limit, cancel := ctx, context.CancelFunc(func() {})
+	if within > 0 {
+		limit, cancel = context.WithTimeout(ctx, within)
+	}
+	defer cancel()
+	clean, err := a.pg.Stop(limit, mode)
 	a.mu.Lock()
 	a.live.role, a.live.established, a.live.draining, a.live.cohort = agentpb.Role_STOPPED, false, false, nil
 	a.mu.Unlock()
@@ -213,14 +219,17 @@ func (a *Agent) demote(ctx context.Context, req *agentpb.DemoteRequest) error {
 	a.live.draining = true
 	a.mu.Unlock()
 	a.publish()
-	mode, limit := postgres.Fast, ctx
+	mode := postgres.Fast
 	if req.GetImmediate() {
 		mode = postgres.Immediate
-	} else if ms := req.GetTimeoutMs(); ms > 0 {
-		var cancel context.CancelFunc
-		limit, cancel = context.WithTimeout(ctx, time.Duration(ms)*time.Millisecond)
-		defer cancel()
 	}
-	_, err := a.stopPrimary(limit, mode)
+	if mode == postgres.Fast {
+		laggards, err := a.pg.Laggards(ctx, req.GetCandidate())
+		if err != nil {
+			a.log.Warn("standbys not looked at before the stop", "error", err)
+		}
+		defer a.pg.DisconnectSoon(laggards)()
+	}
+	_, err := a.stopPrimary(ctx, mode, time.Duration(req.GetTimeoutMs())*time.Millisecond)
 	return err
 }

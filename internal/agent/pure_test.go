@@ -370,7 +370,7 @@ func TestHubGivesTheLatest(t *testing.T) {
 	slow := &watcher{updates: make(chan *agentpb.Status, 1)}
 	h.subscribe(slow)
 	for i := range 100 {
-		h.publish(&agentpb.Status{Term: uint64(i)})
+		h.publish(func() *agentpb.Status { return &agentpb.Status{Term: uint64(i)} })
 	}
 	got := <-slow.updates
 	require.EqualValues(t, 99, got.GetTerm())
@@ -379,7 +379,7 @@ func TestHubGivesTheLatest(t *testing.T) {
 	h.subscribe(late)
 	require.EqualValues(t, 99, (<-late.updates).GetTerm(), "one to begin with")
 	h.unsubscribe(slow)
-	h.publish(&agentpb.Status{})
+	h.publish(func() *agentpb.Status { return &agentpb.Status{} })
 	require.Empty(t, slow.updates)
 }
 

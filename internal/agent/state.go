@@ -33,6 +33,8 @@ type State struct {
 	Primary *Primary `json:"primary,omitempty"`
 	// Halted: PostgreSQL stays down until told whom to follow, or to promote. Says why.
 	Halted string `json:"halted,omitempty"`
+	// Seed marks the copy under way while Halted says seeding.
+	Seed string `json:"seed,omitempty"`
 	// Diverged: the data directory can follow nobody and has to be seeded again. Says why.
 	Diverged string `json:"diverged,omitempty"`
 	// Rewinding: pg_rewind has begun and did not end; the directory is unusable.

@@ -14,9 +14,9 @@ func (a *Agent) changed() {
 	a.lookAgain()
 }
 
-// publish sends the status to all watchers. It touches memory only.
-func (a *Agent) publish() {
-	a.hub.publish(a.status())
+// publish sends the status to all watchers and returns it. It touches memory only.
+func (a *Agent) publish() *agentpb.Status {
+	return a.hub.publish(a.status)
 }
 
 // heartbeat publishes at least every Heartbeat, whatever else hangs.
@@ -42,8 +42,7 @@ func (a *Agent) GetStatus(ctx context.Context, _ *agentpb.GetStatusRequest) (*ag
 		a.lookAgain()
 		a.awaitObservation(ctx, before)
 	}
-	a.publish()
-	return a.status(), nil
+	return a.publish(), nil
 }
 
 // awaitObservation waits for a newer observation than before, no longer than a healthy one takes.
@@ -74,7 +73,7 @@ func (a *Agent) status() *agentpb.Status {
 	l, s := &a.live, &a.state
 	st := &agentpb.Status{
 		Shard: a.conf.Shard.String(), Instance: a.conf.Instance, PodUid: a.conf.PodUID, Node: a.conf.Node, Zone: a.conf.Zone,
-		Endpoint: a.self(), BootId: a.boot, Sequence: 0, AtUnixMs: now.UnixMilli(), Role: l.role, Term: s.Term,
+		Endpoint: a.self(), BootId: a.boot, AtUnixMs: now.UnixMilli(), Role: l.role, Term: s.Term,
 		// From the promise of a higher term on it is nobody's primary any more, even while PostgreSQL is still stopping.
 		Established: l.established && l.cohort != nil && l.cohort.Term == s.Term, Draining: l.draining, Fenced: s.Fenced, Halted: s.Halted, Diverged: s.Diverged != "",
 		TimelineTerms: agentapi.TimelineTermsToPB(s.Timelines), Cohort: agentapi.CohortToPB(l.cohort),
@@ -158,7 +157,6 @@ func endpoints(targets []Target) []*agentpb.Endpoint {
 
 // commandReply answers a command with the status after it.
 func (a *Agent) commandReply() *agentpb.CommandReply {
-	a.publish()
-	st := a.status()
+	st := a.publish()
 	return &agentpb.CommandReply{Term: st.GetTerm(), Status: st}
 }

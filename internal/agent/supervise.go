@@ -44,6 +44,7 @@ func (a *Agent) supervise(ctx context.Context) {
 		if a.shouldStart(a.snapshot()) {
 			a.startAgain(ctx)
 		}
+		a.checkStuck(ctx)
 		select {
 		case <-ctx.Done():
 			return

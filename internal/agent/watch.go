@@ -47,9 +47,11 @@ func (h *hub) unsubscribe(w *watcher) {
 	delete(h.watchers, w)
 }
 
-func (h *hub) publish(st *agentpb.Status) {
+// publish takes the status and hands it out under one lock: of two at the same time the later one is the newer one.
+func (h *hub) publish(take func() *agentpb.Status) *agentpb.Status {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	st := take()
 	h.sequence++
 	st.Sequence = h.sequence
 	h.latest = st
@@ -60,6 +62,7 @@ func (h *hub) publish(st *agentpb.Status) {
 		}
 		w.updates <- st
 	}
+	return st
 }
 
 // acknowledge notes that a gateway has paused.

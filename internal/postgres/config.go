@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -240,6 +241,11 @@ func (c Config) writeConfig(r Runtime) error {
 		return err
 	}
 	if err := os.MkdirAll(c.confDir(), 0o700); err != nil {
+		return err
+	}
+	// For people with a shell in the container: PGHOST may be the run directory itself.
+	socket := ".s.PGSQL." + strconv.Itoa(c.Port)
+	if err := os.Symlink(filepath.Join("sock", socket), filepath.Join(c.Run, socket)); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
 	for name, text := range map[string]string{

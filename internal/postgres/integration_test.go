@@ -101,7 +101,7 @@ func (s *Server) upstream() Upstream {
 
 func (p *pair) standby(ctx context.Context, of *Server, name string) *Server {
 	s := p.server(name)
-	require.NoError(p.t, s.Seed(ctx, of.upstream(), &Progress{}))
+	require.NoError(p.t, s.Seed(ctx, of.upstream(), "mark", &Progress{}))
 	up := of.upstream()
 	require.NoError(p.t, s.Start(ctx, AsStandby, Runtime{Upstream: &up, Sync: Nobody}))
 	require.Eventually(p.t, func() bool { return len(s.auxiliaries("walreceiver")) == 1 }, 10*time.Second, 5*time.Millisecond)
@@ -351,14 +351,15 @@ func TestSeedingAnUnfinishedCopy(t *testing.T) {
 	require.False(t, s.Initialised(), "what a crash midway leaves is no data directory")
 	cancelled, cancel := context.WithCancel(ctx)
 	cancel()
-	require.Error(t, s.Seed(cancelled, primary.upstream(), &Progress{}))
+	require.Error(t, s.Seed(cancelled, primary.upstream(), "mark", &Progress{}))
 	require.False(t, s.Initialised())
 	progress := &Progress{}
-	require.NoError(t, s.Seed(ctx, primary.upstream(), progress))
+	require.NoError(t, s.Seed(ctx, primary.upstream(), "mark", progress))
 	done, total := progress.Get()
 	require.NotZero(t, done)
 	require.GreaterOrEqual(t, total, done)
-	require.Error(t, s.Seed(ctx, primary.upstream(), progress), "never over an existing one")
+	require.Equal(t, "mark", s.SeedMark())
+	require.Error(t, s.Seed(ctx, primary.upstream(), "mark", progress), "never over an existing one")
 }
 
 func TestRewind(t *testing.T) {

@@ -51,6 +51,14 @@ func (l *Logs) collect(r *os.File) {
 	}
 }
 
+// Write takes whole lines, as slog writes them.
+func (l *Logs) Write(b []byte) (int, error) {
+	for line := range strings.Lines(string(b)) {
+		l.add(strings.TrimRight(line, "\n"))
+	}
+	return len(b), nil
+}
+
 func (l *Logs) add(line string) {
 	if len(line) > logLineBytes {
 		line = line[:logLineBytes] + " …"

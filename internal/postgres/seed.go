@@ -21,7 +21,8 @@ func (p *Progress) Get() (done, total uint64) { return p.done.Load(), p.total.Lo
 
 // Seed copies the data directory of source, which may be a standby. The copy is made beside the data directory and renamed
 // when it is complete and flushed, so that a crash midway leaves something recognisable. There must be no data directory.
-func (s *Server) Seed(ctx context.Context, source Upstream, progress *Progress) error {
+// The copy carries mark: see SeedMark.
+func (s *Server) Seed(ctx context.Context, source Upstream, mark string, progress *Progress) error {
 	if s.Initialised() {
 		return errors.New("there is a data directory already")
 	}
@@ -45,6 +46,9 @@ func (s *Server) Seed(ctx context.Context, source Upstream, progress *Progress) 
 			return err
 		}
 	}
+	if err := writeSynced(filepath.Join(s.seeding(), seedFile), mark); err != nil {
+		return err
+	}
 	if err := syncDir(s.seeding()); err != nil {
 		return err
 	}
@@ -52,6 +56,25 @@ func (s *Server) Seed(ctx context.Context, source Upstream, progress *Progress) 
 		return err
 	}
 	return syncDir(filepath.Dir(conf.Data))
+}
+
+// seedFile is in a seeded data directory, and in those seeded from it, until overwritten.
+const seedFile = "theseus.seed"
+
+// SeedMark is the mark of the Seed that made the data directory, "" for none. After a crash it tells whether the data
+// directory is the finished copy or still the one it was to replace.
+func (s *Server) SeedMark() string {
+	data, _ := os.ReadFile(filepath.Join(s.conf.Data, seedFile))
+	return string(data)
+}
+
+func writeSynced(path, text string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // progressWriter reads pg_basebackup's progress lines, which end in a carriage return.

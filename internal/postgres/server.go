@@ -95,12 +95,17 @@ func (s *Server) Discard() error {
 	if s.Running() {
 		return errors.New("the server is running")
 	}
-	for _, dir := range []string{s.conf.Data, s.seeding()} {
-		if err := os.RemoveAll(dir); err != nil {
-			return err
-		}
+	// Half removed it would still look like one.
+	if err := os.RemoveAll(s.discarded()); err != nil {
+		return err
 	}
-	return syncDir(filepath.Dir(s.conf.Data))
+	if err := os.Rename(s.conf.Data, s.discarded()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := syncDir(filepath.Dir(s.conf.Data)); err != nil {
+		return err
+	}
+	return errors.Join(os.RemoveAll(s.discarded()), os.RemoveAll(s.seeding()))
 }
 
 // Mode is what a server starts as.
@@ -147,6 +152,10 @@ func (s *Server) prepare(mode Mode, r Runtime) error {
 	}
 	if err := conf.writeConfig(r); err != nil {
 		return fmt.Errorf("configuration: %w", err)
+	}
+	// A volume that was mounted with another fsGroup has had its modes changed, and PostgreSQL refuses that.
+	if err := os.Chmod(conf.Data, 0o700); err != nil {
+		return err
 	}
 	// ALTER SYSTEM's file would be read last and override ours.
 	if err := os.WriteFile(filepath.Join(conf.Data, "postgresql.auto.conf"), nil, 0o600); err != nil {
@@ -360,6 +369,8 @@ func (s *Server) Signal(sig syscall.Signal) error {
 }
 
 func (s *Server) bin(name string) string { return filepath.Join(s.conf.Bin, name) }
+
+func (s *Server) discarded() string { return s.conf.Data + ".discard" }
 
 func (s *Server) seeding() string { return s.conf.Data + ".seeding" }
 

@@ -2011,10 +2011,13 @@ func (x *UndrainRequest) GetTerm() uint64 {
 }
 
 type DemoteRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"` // the new term
-	Immediate     bool                   `protobuf:"varint,2,opt,name=immediate,proto3" json:"immediate,omitempty"`
-	TimeoutMs     int64                  `protobuf:"varint,3,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"` // after which fast becomes immediate
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Term      uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"` // the new term
+	Immediate bool                   `protobuf:"varint,2,opt,name=immediate,proto3" json:"immediate,omitempty"`
+	TimeoutMs int64                  `protobuf:"varint,3,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"` // after which fast becomes immediate
+	// Instance that must have all WAL. A fast stop waits for every connected standby to take all of it; with a candidate
+	// the others are disconnected first, and without one those that are far behind or silent.
+	Candidate     string `protobuf:"bytes,4,opt,name=candidate,proto3" json:"candidate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2068,6 +2071,13 @@ func (x *DemoteRequest) GetTimeoutMs() int64 {
 		return x.TimeoutMs
 	}
 	return 0
+}
+
+func (x *DemoteRequest) GetCandidate() string {
+	if x != nil {
+		return x.Candidate
+	}
+	return ""
 }
 
 type TestifyRequest struct {
@@ -2498,12 +2508,13 @@ const file_internal_agentapi_agentpb_agent_proto_rawDesc = "" +
 	"\x06paused\x18\x03 \x01(\bR\x06paused\"\x12\n" +
 	"\x10AcknowledgeReply\"$\n" +
 	"\x0eUndrainRequest\x12\x12\n" +
-	"\x04term\x18\x01 \x01(\x04R\x04term\"`\n" +
+	"\x04term\x18\x01 \x01(\x04R\x04term\"~\n" +
 	"\rDemoteRequest\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1c\n" +
 	"\timmediate\x18\x02 \x01(\bR\timmediate\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x03 \x01(\x03R\ttimeoutMs\"*\n" +
+	"timeout_ms\x18\x03 \x01(\x03R\ttimeoutMs\x12\x1c\n" +
+	"\tcandidate\x18\x04 \x01(\tR\tcandidate\"*\n" +
 	"\x0eTestifyRequest\x12\x18\n" +
 	"\aprimary\x18\x01 \x01(\tR\aprimary\"\xde\x01\n" +
 	"\fTestifyReply\x12\x12\n" +
