@@ -14,6 +14,7 @@ import (
 
 	"theseus.dev/theseus/bench/failover/internal/result"
 	"theseus.dev/theseus/bench/failover/internal/trial"
+	"theseus.dev/theseus/internal/labkit"
 )
 
 // facts are what the systems said of themselves.
@@ -49,11 +50,20 @@ func (b *bench) learn(ctx context.Context, c candidate, s trial.System) error {
 		b.facts = facts{Settings: map[string]map[string]string{}, Versions: map[string]string{}}
 	}
 	if setter, ok := s.(trial.Setter); ok {
-		settings, err := setter.Settings(ctx, parameters)
+		// A server may still be restarted for its own reasons when it has just been made.
+		ctx, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		err := labkit.Poll(ctx, 2*time.Second, func(ctx context.Context) (bool, string, error) {
+			settings, err := setter.Settings(ctx, parameters)
+			if err != nil {
+				return false, err.Error(), nil
+			}
+			b.facts.Settings[c.ID] = settings
+			return true, "", nil
+		})
 		if err != nil {
 			return fmt.Errorf("its settings: %w", err)
 		}
-		b.facts.Settings[c.ID] = settings
 	}
 	if v, ok := s.(interface {
 		Version(ctx context.Context) (string, error)

@@ -267,13 +267,11 @@ func (p *Patroni) Settings(ctx context.Context, wanted []string) (map[string]str
 	if err != nil {
 		return nil, err
 	}
-	out := map[string]string{}
-	for _, name := range wanted {
-		if out[name], err = p.psql(ctx, leader.Name, "SHOW "+name); err != nil {
-			return nil, err
-		}
+	text, err := p.psql(ctx, leader.Name, trial.ShowQuery(wanted))
+	if err != nil {
+		return nil, err
 	}
-	return out, nil
+	return trial.ParseShown(text), nil
 }
 
 // Version is what its image says of itself.

@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -251,15 +250,11 @@ func (t *Theseus) Explain(ctx context.Context, since time.Time) ([]trial.Phase, 
 
 // Settings implements trial.Setter.
 func (t *Theseus) Settings(ctx context.Context, wanted []string) (map[string]string, error) {
-	out := map[string]string{}
-	for _, name := range wanted {
-		v, err := t.kit.Psql(ctx, namespace, database, "-qtAX", "-c", "SHOW "+name)
-		if err != nil {
-			return nil, err
-		}
-		out[name] = strings.TrimSpace(v)
+	text, err := t.kit.Psql(ctx, namespace, database, "-qtAX", "-c", trial.ShowQuery(wanted))
+	if err != nil {
+		return nil, err
 	}
-	return out, nil
+	return trial.ParseShown(text), nil
 }
 
 // Collect implements trial.System.

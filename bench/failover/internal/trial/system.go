@@ -4,6 +4,7 @@ package trial
 
 import (
 	"context"
+	"strings"
 	"time"
 )
 
@@ -52,4 +53,20 @@ type Explainer interface {
 // Setter is a System that can tell the PostgreSQL parameters its primary runs with.
 type Setter interface {
 	Settings(ctx context.Context, names []string) (map[string]string, error)
+}
+
+// ShowQuery asks for parameters in one statement, so that its answer is from one server at one moment.
+func ShowQuery(names []string) string {
+	return "SELECT n || '=' || current_setting(n) FROM unnest(ARRAY['" + strings.Join(names, "','") + "']) n"
+}
+
+// ParseShown reads psql's unaligned answer to ShowQuery.
+func ParseShown(text string) map[string]string {
+	out := map[string]string{}
+	for line := range strings.Lines(text) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok {
+			out[name] = value
+		}
+	}
+	return out
 }

@@ -281,3 +281,8 @@ func TestClientArguments(t *testing.T) {
 	require.Contains(t, strings.Join(args, " "), "--interval 10ms --timeout 5s --connect-timeout 1s")
 	require.Contains(t, c.String(), "4 writers")
 }
+
+func TestShown(t *testing.T) {
+	require.Equal(t, "SELECT n || '=' || current_setting(n) FROM unnest(ARRAY['fsync','jit']) n", ShowQuery([]string{"fsync", "jit"}))
+	require.Equal(t, map[string]string{"fsync": "on", "search_path": "a=b, c", "jit": ""}, ParseShown("fsync=on\nsearch_path=a=b, c\n\njit=\n"))
+}
