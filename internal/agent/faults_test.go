@@ -4,7 +4,6 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -551,17 +550,20 @@ func TestAStandbyThatDoesNotFitSaysSo(t *testing.T) {
 	_, err = b.client.Promote(ctx, &agentpb.PromoteRequest{Term: 2, Cohort: &agentpb.Cohort{Term: 2, Primary: "b"}})
 	require.NoError(t, err)
 	c.kill()
-	rewrite(t, filepath.Join(c.conf.DataDir, "agent", "state.json"), `"postgresPort": 9`, fmt.Sprintf(`"postgresPort": %d`, testPostgresPort))
+	c.remember(func(st *State) { st.Follow.PostgresPort = testPostgresPort })
 	c.start()
 	st := c.eventually("says that it has diverged", func(st *agentpb.Status) bool { return st.GetDiverged() })
 	require.Contains(t, st.GetMessage(), "not in the history")
 }
 
-func rewrite(t *testing.T, path, old, next string) {
-	data, err := os.ReadFile(path)
-	require.NoError(t, err)
-	require.Contains(t, string(data), old)
-	require.NoError(t, os.WriteFile(path, []byte(strings.ReplaceAll(string(data), old, next)), 0o600))
+// remember changes what a dead agent will find when it starts.
+func (n *node) remember(change func(*State)) {
+	store, err := NewStore(n.conf.stateDir())
+	require.NoError(n.t, err)
+	st, err := store.Load()
+	require.NoError(n.t, err)
+	change(&st)
+	require.NoError(n.t, store.Save(context.Background(), st))
 }
 
 func TestAnInterruptedSeeding(t *testing.T) {
@@ -569,20 +571,19 @@ func TestAnInterruptedSeeding(t *testing.T) {
 	a, b := s.nodes["a"], s.nodes["b"]
 	s.bootstrap("a", "b")
 	ctx := minute(t)
-	s.tell(ctx)
-	state := filepath.Join(b.conf.DataDir, "agent", "state.json")
+	s.watchAll(func(*agentpb.Status) {}) // or a would fence itself while its only standby is away
 	mark, err := os.ReadFile(filepath.Join(b.conf.DataDir, "pgdata", "theseus.seed"))
 	require.NoError(t, err)
 
 	// The agent died when the copy was complete and it had not said so.
 	b.kill()
-	rewrite(t, state, `"term": 1,`, fmt.Sprintf(`"term": 1, "halted": "seeding", "seed": %q,`, mark))
+	b.remember(func(st *State) { st.Halted, st.Seed = haltedSeeding, string(mark) })
 	b.start()
 	b.streaming("a")
 
 	// The agent died before the old data was gone.
 	b.kill()
-	rewrite(t, state, `"term": 1,`, `"term": 1, "halted": "seeding", "seed": "another",`)
+	b.remember(func(st *State) { st.Halted, st.Seed = haltedSeeding, "another" })
 	b.start()
 	st := b.status()
 	require.Equal(t, agentpb.Role_EMPTY, st.GetRole())

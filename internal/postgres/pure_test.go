@@ -289,6 +289,12 @@ func TestProgress(t *testing.T) {
 	require.Contains(t, w.rest.String(), "error: gone")
 }
 
+func TestComplaint(t *testing.T) {
+	require.Equal(t, "pg_basebackup: error: no", complaint("pg_basebackup: error: no\npg_basebackup: removing data directory\n"))
+	require.Equal(t, "last", complaint("first\nlast\n"))
+	require.Empty(t, complaint(""))
+}
+
 func TestLogsNeverBlock(t *testing.T) {
 	r, w, err := os.Pipe()
 	require.NoError(t, err)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync/atomic"
 )
 
@@ -39,7 +40,7 @@ func (s *Server) Seed(ctx context.Context, source Upstream, mark string, progres
 	errs := &tail{limit: 4 << 10}
 	cmd.Stderr = &progressWriter{progress: progress, rest: errs}
 	if _, err := s.procs.Run(ctx, cmd); err != nil {
-		return fmt.Errorf("%w: %s", err, lastLine([]byte(errs.String())))
+		return fmt.Errorf("%w: %s", err, complaint(errs.String()))
 	}
 	for _, name := range []string{"standby.signal", "recovery.signal", "backup_manifest"} {
 		if err := os.Remove(filepath.Join(s.seeding(), name)); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -56,6 +57,17 @@ func (s *Server) Seed(ctx context.Context, source Upstream, mark string, progres
 		return err
 	}
 	return syncDir(filepath.Dir(conf.Data))
+}
+
+// complaint is what a tool says went wrong: its last line with an error, or else its last line.
+func complaint(stderr string) string {
+	found := lastLine([]byte(stderr))
+	for line := range strings.Lines(stderr) {
+		if strings.Contains(line, "error:") || strings.Contains(line, "FATAL:") {
+			found = strings.TrimSpace(line)
+		}
+	}
+	return found
 }
 
 // seedFile is in a seeded data directory, and in those seeded from it, until overwritten.
