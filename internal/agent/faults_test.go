@@ -554,6 +554,13 @@ func TestAStandbyThatDoesNotFitSaysSo(t *testing.T) {
 	c.start()
 	st := c.eventually("says that it has diverged", func(st *agentpb.Status) bool { return st.GetDiverged() })
 	require.Contains(t, st.GetMessage(), "not in the history")
+	r, err := c.client.Follow(ctx, &agentpb.FollowRequest{Term: 2, Primary: b.endpoint(), TimelineTerms: b.status().GetTimelineTerms()})
+	require.NoError(t, err)
+	require.True(t, r.GetDiverged())
+	r, err = c.client.Follow(ctx, &agentpb.FollowRequest{Term: 2, Primary: b.endpoint(), TimelineTerms: b.status().GetTimelineTerms(), RewindTimeoutMs: 20000})
+	require.NoError(t, err)
+	require.False(t, r.GetDiverged(), "nobody had tried to rewind it: %s", r.GetWhy())
+	c.streaming("b")
 }
 
 // remember changes what a dead agent will find when it starts.

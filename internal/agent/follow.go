@@ -43,7 +43,7 @@ func (a *Agent) Follow(ctx context.Context, req *agentpb.FollowRequest) (*agentp
 			return nil, failed(err)
 		}
 	}
-	stale, err := a.acceptFollow(ctx, agentapi.TimelineTermsFromPB(req.GetTimelineTerms()), whom)
+	stale, err := a.acceptFollow(ctx, agentapi.TimelineTermsFromPB(req.GetTimelineTerms()), whom, req.GetRewindTimeoutMs() > 0)
 	if err != nil {
 		return nil, failed(err)
 	}
@@ -75,9 +75,12 @@ func (a *Agent) followLater(ctx context.Context, req *agentpb.FollowRequest) (*a
 
 // acceptFollow persists whom to follow and the terms of its timelines, before any of its WAL is taken. stale are
 // timelines that this instance has heard of from an earlier primary, and that have begun in another term on this one.
-func (a *Agent) acceptFollow(ctx context.Context, theirs map[uint32]uint64, whom *Target) (stale []uint32, err error) {
+func (a *Agent) acceptFollow(ctx context.Context, theirs map[uint32]uint64, whom *Target, rewind bool) (stale []uint32, err error) {
 	own := a.timeline(ctx)
 	err = a.update(ctx, func(s *State) (err error) {
+		if s.Rewindable && rewind {
+			s.Diverged, s.Rewindable = "", false
+		}
 		stale, err = s.follow(whom, theirs, own)
 		return err
 	})
@@ -186,7 +189,7 @@ func (a *Agent) forgetTimelines(ctx context.Context, stale []uint32) error {
 func (a *Agent) follow(ctx context.Context, whom *Target, rewind time.Duration) (*agentpb.FollowReply, error) {
 	st := a.snapshot()
 	if st.Diverged != "" || st.Rewinding {
-		return a.diverged(ctx, st.Diverged)
+		return a.diverged(ctx, st.Diverged, st.Rewindable)
 	}
 	up := upstream(whom)
 	if a.pg.Running() {
@@ -290,7 +293,7 @@ func (a *Agent) fitsStopped(ctx context.Context, up postgres.Upstream) (why stri
 // rejoin rewinds within its deadline, or gives the data up.
 func (a *Agent) rejoin(ctx context.Context, up postgres.Upstream, deadline time.Duration, why string) (*agentpb.FollowReply, error) {
 	if deadline <= 0 {
-		return a.diverged(ctx, why)
+		return a.diverged(ctx, why, true)
 	}
 	if err := a.update(ctx, func(s *State) error { s.Rewinding = true; return nil }); err != nil {
 		return nil, failed(err)
@@ -308,7 +311,7 @@ func (a *Agent) rejoin(ctx context.Context, up postgres.Upstream, deadline time.
 	if err != nil {
 		a.log.Warn("rewind failed", "error", err)
 		// The caller's time may be up as well; what happened has to be remembered all the same.
-		return a.diverged(context.WithoutCancel(ctx), fmt.Sprintf("%s; rewind: %v", why, err))
+		return a.diverged(context.WithoutCancel(ctx), fmt.Sprintf("%s; rewind: %v", why, err), false)
 	}
 	a.log.Info("rewound", "primary", up.Instance, "why", why, "took", took(begun))
 	if err := a.update(ctx, func(s *State) error { s.Rewinding = false; return nil }); err != nil {
@@ -318,14 +321,14 @@ func (a *Agent) rejoin(ctx context.Context, up postgres.Upstream, deadline time.
 	return a.startFollowing(ctx, up)
 }
 
-// diverged remembers that the data is of no use any more.
-func (a *Agent) diverged(ctx context.Context, why string) (*agentpb.FollowReply, error) {
+// diverged remembers that the data is of no use any more, unless it can be rewound.
+func (a *Agent) diverged(ctx context.Context, why string, rewindable bool) (*agentpb.FollowReply, error) {
 	if _, err := a.pg.Stop(ctx, postgres.Immediate); err != nil {
 		a.log.Error("a diverged PostgreSQL does not stop", "error", err)
 	}
 	err := a.update(ctx, func(s *State) error {
 		if s.Diverged == "" {
-			s.Diverged = why
+			s.Diverged, s.Rewindable = why, rewindable
 		}
 		s.Rewinding = false
 		return nil

@@ -37,6 +37,8 @@ type State struct {
 	Seed string `json:"seed,omitempty"`
 	// Diverged: the data directory can follow nobody and has to be seeded again. Says why.
 	Diverged string `json:"diverged,omitempty"`
+	// Rewindable: it diverged and nobody has tried to rewind it yet.
+	Rewindable bool `json:"rewindable,omitempty"`
 	// Rewinding: pg_rewind has begun and did not end; the directory is unusable.
 	Rewinding bool `json:"rewinding,omitempty"`
 	// Bootstrap is the term of the Bootstrap that made this directory; Bootstrapping is true until it has finished.

@@ -68,7 +68,7 @@ func (a *Agent) compareStuck(ctx context.Context, follow Target) {
 		return
 	}
 	a.log.Warn("diverged", "primary", follow.Instance, "why", why)
-	if _, err := a.diverged(ctx, why); err != nil {
+	if _, err := a.diverged(ctx, why, true); err != nil {
 		a.log.Error("divergence not remembered", "error", err)
 	}
 }
