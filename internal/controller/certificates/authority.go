@@ -21,37 +21,35 @@ import (
 )
 
 // EnsureAuthority makes the authority of the database, or takes the next step of its rotation when that is due. It
-// says what it did ("" for nothing) and when the next step will be due. A Secret that cannot be read is an error:
-// replacing it would cut off every process that trusts it.
-func EnsureAuthority(ctx context.Context, c client.Client, db *v1alpha1.Database, now time.Time) (did string, next time.Time, err error) {
+// returns the authority and says what it did ("" for nothing). A Secret that cannot be read is an error: replacing it
+// would cut off every process that trusts it.
+func EnsureAuthority(ctx context.Context, c client.Client, db *v1alpha1.Database, now time.Time) (set *pki.Set, did string, err error) {
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: db.Namespace, Name: names.Authority(db.Name)}}
 	err = c.Get(ctx, client.ObjectKeyFromObject(secret), secret)
 	if apierrors.IsNotFound(err) {
-		set, err := pki.NewSet(db.Name, now)
-		if err != nil {
-			return "", time.Time{}, err
+		if set, err = pki.NewSet(db.Name, now); err != nil {
+			return nil, "", err
 		}
-		return "made the certificate authority", set.NextStep(), create(ctx, c, db, secret, set)
+		return set, "made the certificate authority", create(ctx, c, db, secret, set)
 	}
 	if err != nil {
-		return "", time.Time{}, err
+		return nil, "", err
 	}
 	if !metav1.IsControlledBy(secret, db) {
-		return "", time.Time{}, &owned.TakenError{Kind: "Secret", Name: secret.Name}
+		return nil, "", &owned.TakenError{Kind: "Secret", Name: secret.Name}
 	}
-	set, err := pki.ParseSet(secret.Data)
-	if err != nil {
-		return "", time.Time{}, fmt.Errorf("Secret %s is damaged, restore it or delete it to cut all connections and begin anew: %w", secret.Name, err)
+	if set, err = pki.ParseSet(secret.Data); err != nil {
+		return nil, "", fmt.Errorf("Secret %s is damaged, restore it or delete it to cut all connections and begin anew: %w", secret.Name, err)
 	}
 	changed, err := set.Step(now)
 	if err != nil || !changed {
-		return "", set.NextStep(), err
+		return set, "", err
 	}
 	if secret.Data, err = set.Data(); err != nil {
-		return "", time.Time{}, err
+		return nil, "", err
 	}
 	// Update compares resource versions: two operators cannot both take the step.
-	return "rotated the certificate authority by one step", set.NextStep(), c.Update(ctx, secret)
+	return set, "rotated the certificate authority by one step", c.Update(ctx, secret)
 }
 
 func create(ctx context.Context, c client.Client, db *v1alpha1.Database, secret *corev1.Secret, set *pki.Set) error {

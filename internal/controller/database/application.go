@@ -14,21 +14,16 @@ import (
 
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/agentapi"
-	"theseus.dev/theseus/internal/controller/certificates"
 	"theseus.dev/theseus/internal/controller/owned"
 	"theseus.dev/theseus/internal/names"
+	"theseus.dev/theseus/internal/pki"
 )
 
 // ensureApplication keeps the Secret an application connects with. The password is made once and never changed; where
 // to connect and whom to trust follow the Database.
-func (r *Reconciler) ensureApplication(ctx context.Context, db *v1alpha1.Database) error {
-	set, err := certificates.Authority(ctx, r.Client, db.Namespace, db.Name)
-	if err != nil {
-		// The cache may not show yet what was made a moment ago; the Secret's event brings us back.
-		return fmt.Errorf("the certificate authority: %w", err)
-	}
+func (r *Reconciler) ensureApplication(ctx context.Context, db *v1alpha1.Database, authority *pki.Set) error {
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: db.Namespace, Name: names.Application(db.Name)}}
-	_, err = owned.Apply(ctx, r.Client, db, secret, func() {
+	_, err := owned.Apply(ctx, r.Client, db, secret, func() {
 		owned.SetLabels(secret, map[string]string{v1alpha1.LabelDatabase: db.Name, "app.kubernetes.io/managed-by": "theseus"})
 		data := maps.Clone(secret.Data)
 		if data == nil {
@@ -38,7 +33,7 @@ func (r *Reconciler) ensureApplication(ctx context.Context, db *v1alpha1.Databas
 			data["password"] = []byte(rand.Text() + rand.Text()[:6])
 		}
 		maps.Copy(data, r.connection(db, string(data["password"])))
-		data["ca.crt"] = set.Bundle()
+		data["ca.crt"] = authority.Bundle()
 		secret.Data = data
 	})
 	if err != nil {

@@ -72,14 +72,14 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 // ensure makes everything the Database owns and says when to look again.
 func (r *Reconciler) ensure(ctx context.Context, db *v1alpha1.Database) ([]v1alpha1.Shard, time.Duration, error) {
 	now := r.Clock.Now()
-	did, step, err := certificates.EnsureAuthority(ctx, r.Client, db, now)
+	authority, did, err := certificates.EnsureAuthority(ctx, r.Client, db, now)
 	if err != nil {
 		return nil, 0, err
 	}
 	if did != "" {
 		r.Recorder.Eventf(db, nil, corev1.EventTypeNormal, "Certificates", "EnsureAuthority", "%s", did)
 	}
-	if err := r.ensureApplication(ctx, db); err != nil {
+	if err := r.ensureApplication(ctx, db, authority); err != nil {
 		return nil, 0, err
 	}
 	if err := r.ensureServices(ctx, db); err != nil {
@@ -93,7 +93,7 @@ func (r *Reconciler) ensure(ctx context.Context, db *v1alpha1.Database) ([]v1alp
 		}
 		shards = append(shards, *sh)
 	}
-	return shards, max(step.Sub(now), time.Second), nil
+	return shards, max(authority.NextStep().Sub(now), time.Second), nil
 }
 
 func (r *Reconciler) ensureShard(ctx context.Context, db *v1alpha1.Database, index int32) (*v1alpha1.Shard, error) {

@@ -187,7 +187,8 @@ func (r *Reconciler) store(ctx context.Context, shard *v1alpha1.Shard, a *Action
 // command starts a command to an agent in the background.
 func (r *Reconciler) command(ctx context.Context, shard *v1alpha1.Shard, s *State, a *Action) error {
 	it := s.instance(a.Instance)
-	if it == nil || it.IP == "" {
+	// A cohort is changed whatever else is under way: a member may have died that Establish waits for.
+	if it == nil || it.IP == "" || it.Busy && a.Verb != AgentConfigure {
 		return nil
 	}
 	call, timeout, err := r.prepare(ctx, shard, s, a)

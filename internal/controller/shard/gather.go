@@ -79,7 +79,7 @@ func (r *Reconciler) gather(ctx context.Context, shard *v1alpha1.Shard, m *memor
 		}
 	}
 	for _, it := range byName {
-		it.Busy, it.Told = r.tasks.busy(key, it.Name), r.tasks.toldAddress(key, it.Name)
+		it.Busy, it.Told = r.tasks.busy(key, it.Name, now.Add(-it.HeardAgo)), r.tasks.toldAddress(key, it.Name)
 		s.Instances = append(s.Instances, *it)
 	}
 	slices.SortFunc(s.Instances, func(a, b Instance) int {

@@ -86,7 +86,7 @@ func planBootstrap(s *State, p Params) []Action {
 		// acknowledged. What was copied from it is worth nothing; the next one begins a term of its own.
 		return chooseAgain(s, p, c.Term+1)
 	}
-	if !first.alive(p) {
+	if !first.alive(p) || first.Busy {
 		return nil
 	}
 	switch first.Status.GetRole() {
@@ -153,7 +153,7 @@ func completeFirstCohort(s *State, p Params, first *Instance, c quorum.Cohort) [
 	var members []string
 	for i := range s.Instances {
 		it := &s.Instances[i]
-		if it.Name != first.Name && it.alive(p) && !it.leaving() && streaming(first, it.Name) {
+		if it.Name != first.Name && it.alive(p) && !it.leaving() && streaming(first, it.Name) && it.Status.GetTerm() == c.Term {
 			members = append(members, it.Name)
 		}
 	}
@@ -239,7 +239,7 @@ func observe(s *State, p Params) cohort.Observed {
 }
 
 func standby(primary, it *Instance) cohort.Standby {
-	st := cohort.Standby{Name: it.Name, Streaming: streaming(primary, it.Name), Leaving: it.Retiring}
+	st := cohort.Standby{Name: it.Name, Term: it.Status.GetTerm(), Streaming: streaming(primary, it.Name), Leaving: it.Retiring}
 	switch {
 	case it.gone() || it.Failed:
 		st.Unfit = "its Pod is gone"

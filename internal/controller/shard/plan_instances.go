@@ -36,7 +36,7 @@ func planFollowers(s *State, p Params) []Action {
 	var actions []Action
 	for i := range s.Instances {
 		it := &s.Instances[i]
-		if it.Name == primary.Name || !it.alive(p) || it.leaving() {
+		if it.Name == primary.Name || !it.alive(p) || it.leaving() || it.Busy {
 			continue
 		}
 		if a := follow(s, p, primary, c, it); a != nil {

@@ -108,7 +108,7 @@ type Instance struct {
 	NotStreamingFor time.Duration
 	// Told is the address at which we told it to find its primary; "" when we never did.
 	Told string
-	// Busy is true while a command to its agent is under way.
+	// Busy is true while a command to its agent is under way, and until it was heard after that.
 	Busy bool
 }
 

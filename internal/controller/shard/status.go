@@ -107,6 +107,9 @@ func (r *Reconciler) instanceStatus(shard *v1alpha1.Shard, s *State, it *Instanc
 			is.LagBytes = int64(have - replayed)
 		}
 	}
+	if is.Ready {
+		r.tasks.settled(client.ObjectKeyFromObject(shard), it.Name)
+	}
 	is.Message = firstOf(r.tasks.lastError(client.ObjectKeyFromObject(shard), it.Name), it.Status.GetMessage())
 	switch {
 	case !it.HasPod:

@@ -20,10 +20,11 @@ type tasks struct {
 	running map[taskKey]bool
 	failed  map[taskKey]failure
 	told    map[told]string
+	ended   map[told]time.Time
 	group   sync.WaitGroup
 }
 
-// told is an instance that was told whom to follow.
+// told is an instance that was told something.
 type told struct {
 	shard    types.NamespacedName
 	instance string
@@ -48,7 +49,7 @@ const (
 )
 
 func newTasks(c clock.PassiveClock, done func(types.NamespacedName)) *tasks {
-	return &tasks{clock: c, done: done, running: map[taskKey]bool{}, failed: map[taskKey]failure{}, told: map[told]string{}}
+	return &tasks{clock: c, done: done, running: map[taskKey]bool{}, failed: map[taskKey]failure{}, told: map[told]string{}, ended: map[told]time.Time{}}
 }
 
 // start runs f unless the same is running or failed just now; it reports whether it did. The context of f ends with ctx
@@ -66,6 +67,7 @@ func (t *tasks) start(ctx context.Context, key taskKey, timeout time.Duration, f
 		err := f(ctx)
 		t.mu.Lock()
 		delete(t.running, key)
+		t.ended[told{key.shard, key.instance}] = t.clock.Now()
 		if err == nil {
 			delete(t.failed, key)
 		} else {
@@ -84,10 +86,14 @@ func (f failure) pause() time.Duration {
 	return min(firstPause<<min(f.count-1, 10), maxPause)
 }
 
-// busy reports whether any command to the instance is under way.
-func (t *tasks) busy(shard types.NamespacedName, instance string) bool {
+// busy reports whether any command to the instance is under way, or has ended since heard: what was heard before knows
+// nothing of what the command did.
+func (t *tasks) busy(shard types.NamespacedName, instance string, heard time.Time) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if ended, ok := t.ended[told{shard, instance}]; ok && !heard.After(ended) {
+		return true
+	}
 	for key := range t.running {
 		if key.shard == shard && key.instance == instance {
 			return true
@@ -127,6 +133,17 @@ func (t *tasks) toldAddress(shard types.NamespacedName, instance string) string 
 	return t.told[told{shard, instance}]
 }
 
+// settled forgets the failures of an instance that does what it should.
+func (t *tasks) settled(shard types.NamespacedName, instance string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for key := range t.failed {
+		if key.shard == shard && key.instance == instance {
+			delete(t.failed, key)
+		}
+	}
+}
+
 // forget drops what is known of instances for which keep is false.
 func (t *tasks) forget(shard types.NamespacedName, keep func(instance string) bool) {
 	t.mu.Lock()
@@ -136,9 +153,10 @@ func (t *tasks) forget(shard types.NamespacedName, keep func(instance string) bo
 			delete(t.failed, key)
 		}
 	}
-	for key := range t.told {
+	for key := range t.ended {
 		if key.shard == shard && !keep(key.instance) {
 			delete(t.told, key)
+			delete(t.ended, key)
 		}
 	}
 }
