@@ -19,7 +19,8 @@ type Account struct {
 	shards    map[string][]Entry
 	inFlight  [classes]int
 	starts    map[string][]time.Time // starts for age within the rate window: "" or NodePolicy
-	condemned map[string]time.Time   // node (or instance without one) → latest condemnation that counts
+	condemned map[string]struct{}    // nodes (or instances without one) with a condemnation that counts
+	lastCond  time.Time              // the latest of them
 	zones     map[string]zone
 
 	policies   map[string]int                 // nodes in flight
@@ -41,7 +42,7 @@ func New(entries []Entry, nodes []NodeEntry, fleet Fleet, limits Limits, now tim
 	a := &Account{
 		now: now, fleet: fleet, limits: limits.withDefaults(fleet),
 		instances: map[string]string{}, shards: map[string][]Entry{},
-		starts: map[string][]time.Time{}, condemned: map[string]time.Time{}, zones: map[string]zone{},
+		starts: map[string][]time.Time{}, condemned: map[string]struct{}{}, zones: map[string]zone{},
 		policies: map[string]int{}, shardZones: map[string]map[string]struct{}{}, nodes: map[string]struct{}{},
 	}
 	for _, e := range entries {
@@ -89,7 +90,8 @@ func (a *Account) condemn(e Entry) {
 	if what == "" {
 		what = e.Shard + "/" + e.Instance
 	}
-	a.condemned[what] = later(a.condemned[what], when)
+	a.condemned[what] = struct{}{}
+	a.lastCond = later(a.lastCond, when)
 }
 
 func later(a, b time.Time) time.Time {
@@ -169,9 +171,7 @@ func (a *Account) storm(_ Request, c class) Verdict {
 	}
 	v := refuse(CondemnationStorm, "instances on %d of %d nodes were condemned within %s, the limit is %d: a person should look before more are",
 		len(a.condemned), a.fleet.Nodes, a.limits.StormWindow, limit)
-	for _, when := range a.condemned {
-		v.Retry = later(v.Retry, when.Add(a.limits.StormWindow))
-	}
+	v.Retry = a.lastCond.Add(a.limits.StormWindow)
 	return v
 }
 
