@@ -152,12 +152,12 @@ func (f field) cohort(p quorum.Promise) (quorum.Cohort, error) {
 		q, promised := find(f.promises, i.Name)
 		member := old.Has(i.Name) || i.Name == old.Primary
 		switch {
-		case i.Name == p.Instance, i.Diverged:
+		case i.Name == p.Instance:
 			continue
 		case promised && prefix(q.Position, p.Position) && (p.Position.LSN-q.Position.LSN <= f.maxLag || member):
-		case promised && q.Position.WALTerm < p.Position.WALTerm && (q.Position.LSN+f.maxLag >= p.Position.LSN || member):
+		case promised && !i.Diverged && q.Position.WALTerm < p.Position.WALTerm && (q.Position.LSN+f.maxLag >= p.Position.LSN || member):
 			doubt[i.Name] += 2 * int(min(p.Position.WALTerm-q.Position.WALTerm, 1000))
-		case !promised && slices.Contains(f.following, i.Name) && !slices.Contains(f.failed, i.Name):
+		case !promised && !i.Diverged && slices.Contains(f.following, i.Name) && !slices.Contains(f.failed, i.Name):
 		default:
 			continue
 		}

@@ -78,7 +78,8 @@ type Agents interface {
 	// Promise persists the term, stops the WAL receiver or the primary, and answers the flushed position. It is refused
 	// once the instance follows or was promoted in the same term. An answer without a position (the data directory is
 	// not whole), or with one that is only a lower bound, proves nothing: adapters return an error for it. An instance
-	// that merely cannot follow (diverged) does have a position, and must answer it: it may hold the only copy.
+	// that merely could not follow its last primary (diverged) has a position and must answer it: that primary may never
+	// have been established, and the instance may hold the only copy. Promising makes it a standby like any other.
 	Promise(ctx context.Context, instance string, term uint64) (quorum.Promise, error)
 	// Demote is Promise for a primary that is to stop in order: all WAL is shipped to connected standbys first. After
 	// timeout it is stopped at once. The position is that of the shutdown record when it stopped in order.

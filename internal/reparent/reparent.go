@@ -143,6 +143,9 @@ func (r *run) succeed(ctx context.Context) error {
 		if e := r.load(ctx); e != nil {
 			return fmt.Errorf("%w; and %w", err, e)
 		}
+		if r.record.Term() > r.term || r.record.Established >= r.term {
+			return &OvertakenError{Instance: "the record", Term: r.record.Term()}
+		}
 		r.req.Term, r.prefer, r.following = 0, "", nil
 		if e := r.open(ctx); e != nil {
 			return fmt.Errorf("%w; and %w", err, e)

@@ -245,6 +245,23 @@ func TestEmergencyReparent(t *testing.T) {
 		require.Equal(t, Overtaken, f.run(Request{Kind: Emergency, Instances: in}).Outcome)
 		require.Empty(t, f.serving())
 	})
+	bubble(t, "overtaken while it waited for a promotion: it does not go on", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		f.inst["p"].dead = true
+		f.faults["Promote a"] = hangs
+		f.faults["Promote b"] = hangs
+		go func() {
+			time.Sleep(time.Second) // another one has established term 8 meanwhile
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.record, _ = quorum.BeginTerm(f.record, quorum.Cohort{Term: 8, Primary: "b", Members: []string{"a"}, Acks: 1})
+			f.record, _ = quorum.Establish(f.record, 8)
+			f.version++
+		}()
+		res := f.run(Request{Kind: Emergency})
+		require.Equal(t, Overtaken, res.Outcome)
+		require.Equal(t, uint64(6), res.Term, "no further term was opened")
+	})
 	bubble(t, "a begun term must be revoked too", func(t *testing.T) {
 		f := newFake(t, "p", "a", "b", "c", "d")
 		f.record.Cohorts = append(f.record.Cohorts, quorum.Cohort{Term: 6, Primary: "d", Members: []string{"c"}, Acks: 1})

@@ -25,7 +25,8 @@ type Instance struct {
 	Term uint64
 	// Unfit says why it must not become the primary: condemned, its Pod is being deleted, wrong version. Empty when fit.
 	Unfit string
-	// Diverged: it can follow nobody, as far as is known. Its promise counts all the same.
+	// Diverged: it could not follow the primary it was last told to. Its promise counts all the same, it may be elected, and it
+	// may be able to follow another one.
 	Diverged bool
 	// Leaving: it is to be replaced soon. It is chosen when nobody else is left.
 	Leaving bool

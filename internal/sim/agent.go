@@ -119,7 +119,10 @@ func (a *agent) acceptPromise(term uint64) {
 	if a.mem.primary || a.i.pg.mode == pgPrimary {
 		a.halted, a.haltedAt = true, a.w.s.now
 	}
-	change := func(s *agentState) { s.term, s.promised, s.follow, s.primary = term, term, "", false }
+	change := func(s *agentState) {
+		s.term, s.promised, s.follow, s.primary = term, term, "", false
+		s.diverged = false // from a primary that may never be established; the next one may be another, or it itself
+	}
 	if a.w.v.ForgetPromise {
 		a.forgetful(change)
 	} else {

@@ -137,11 +137,11 @@ func (w *world) call(m *machine, p *proc, target *instance, serve func() (any, e
 		})
 	}
 	delay := time.Duration(0)
-	if w.s.chance(0.005) {
+	if w.s.chance(w.late) {
 		delay = w.s.uniform(0, 5*time.Second)
 	}
 	w.s.after(delay, nil, send)
-	if w.s.chance(0.005) {
+	if w.s.chance(w.late) {
 		w.s.after(w.s.uniform(0, 3*time.Second), nil, send)
 	}
 	for !b.done {

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -65,20 +66,52 @@ func (f Fault) String() string {
 	return fmt.Sprintf("%v %s target=%d other=%d for=%v", f.At.Round(time.Millisecond), f.Kind, f.Target, f.Other, f.For.Round(time.Millisecond))
 }
 
-// draw makes a schedule: bursts of faults close together, since it is the second one in the middle of the first's repair
-// that breaks things. The primary is a favourite target.
+// plots are faults that are dangerous together. Times are from the beginning of the plot; each is moved a little, and its
+// duration varied. Target 7 is the primary, 0 to 3 are instances in order of age.
+var plots = [][]Fault{
+	// A standby that lags is left alone with the primary, which is then lost.
+	{{0, StallDisk, 1, 0, 6 * time.Second}, {300 * time.Millisecond, KillPod, 2, 0, 8 * time.Second}, {4 * time.Second, DestroyNode, 7, 0, 0}},
+	{{0, CutOneWay, 7, 1, 5 * time.Second}, {300 * time.Millisecond, PowerCut, 2, 0, 8 * time.Second}, {4 * time.Second, DestroyNode, 7, 0, 0}},
+	// A new primary is cut off from its standbys just after its promotion, and lost.
+	{{0, Switchover, 0, 0, 0}, {150 * time.Millisecond, CutStandbys, 7, 0, 3 * time.Second}, {2 * time.Second, DestroyNode, 7, 0, 0}},
+	{{0, KillPostgres, 7, 0, 0}, {100 * time.Millisecond, CutStandbys, 7, 0, 3 * time.Second}, {2 * time.Second, PowerCut, 7, 0, 3 * time.Second}},
+	// The old primary lives on unseen while the one who promised forgets in a power cut.
+	{{0, HangAgent, 7, 0, 8 * time.Second}, {50 * time.Millisecond, CutStandbys, 7, 0, 2500 * time.Millisecond}, {2 * time.Second, PowerCut, 1, 0, 500 * time.Millisecond}},
+	{{0, CutOperators, 7, 0, 8 * time.Second}, {50 * time.Millisecond, CutStandbys, 7, 0, 2500 * time.Millisecond}, {2 * time.Second, PowerCut, 2, 0, 500 * time.Millisecond}},
+	// Members come and go while orders are late, and then the primary is lost.
+	{{0, KillPod, 1, 0, 4 * time.Second}, {4 * time.Second, KillPod, 2, 0, 4 * time.Second}, {8 * time.Second, PowerCut, 1, 0, 4 * time.Second}, {12 * time.Second, DestroyNode, 7, 0, 0}},
+	{{0, PowerCut, 1, 0, 2 * time.Second}, {3 * time.Second, PowerCut, 2, 0, 2 * time.Second}, {6 * time.Second, PowerCut, 1, 0, 2 * time.Second}, {9 * time.Second, FreezeNode, 7, 0, 6 * time.Second}},
+	// A learner catches up while the members are cut off from the primary, which is then lost.
+	{{0, Leave, 1, 0, 0}, {0, Leave, 2, 0, 0}, {1500 * time.Millisecond, CutOneWay, 7, 1, 4 * time.Second}, {1500 * time.Millisecond, CutOneWay, 7, 2, 4 * time.Second}, {3 * time.Second, DestroyNode, 7, 0, 0}},
+	// The coordinator stops in the middle and goes on later.
+	{{0, Switchover, 0, 0, 0}, {40 * time.Millisecond, PauseOperator, 0, 0, 6 * time.Second}, {3 * time.Second, KillPostgres, 7, 0, 0}},
+	{{0, Switchover, 0, 1, 0}, {60 * time.Millisecond, PauseOperator, 0, 1, 4 * time.Second}, {100 * time.Millisecond, FreezeNode, 7, 0, 5 * time.Second}},
+	// Promotions that fail one after the other.
+	{{0, KillPostgres, 7, 0, 0}, {30 * time.Millisecond, KillPod, 1, 0, time.Second}, {1500 * time.Millisecond, KillPod, 2, 0, time.Second}, {2500 * time.Millisecond, PowerCut, 1, 0, time.Second}},
+}
+
+// draw makes a schedule: plots, and bursts of faults close together, since it is the second one in the middle of the
+// first's repair that breaks things. The primary is a favourite target.
 func draw(seed uint64, trouble time.Duration) []Fault {
 	r := rand.New(rand.NewPCG(seed, 0xfa17))
 	total := 0
 	for _, k := range kinds {
 		total += k.weight
 	}
+	upTo := func(d time.Duration) time.Duration { return time.Duration(r.Int64N(int64(d))) }
 	var out []Fault
-	at := time.Second
-	for at < trouble {
+	for at := time.Second; at < trouble; at += upTo(8 * time.Second) {
+		if r.IntN(2) == 0 {
+			for _, f := range plots[r.IntN(len(plots))] {
+				f.At = at + f.At/2 + upTo(f.At+50*time.Millisecond)
+				f.For = f.For/2 + upTo(f.For+time.Millisecond)
+				out = append(out, f)
+			}
+			continue
+		}
 		for range 1 + r.IntN(4) {
 			n := r.IntN(total)
-			f := Fault{At: at, Target: r.IntN(8), Other: r.IntN(8), For: time.Duration(r.Int64N(int64(8 * time.Second)))}
+			f := Fault{At: at, Target: r.IntN(8), Other: r.IntN(8), For: upTo(8 * time.Second)}
 			for _, k := range kinds {
 				if n -= k.weight; n < 0 {
 					f.Kind = k.kind
@@ -86,10 +119,10 @@ func draw(seed uint64, trouble time.Duration) []Fault {
 				}
 			}
 			out = append(out, f)
-			at += time.Duration(r.Int64N(int64(700 * time.Millisecond)))
+			at += upTo(700 * time.Millisecond)
 		}
-		at += time.Duration(r.Int64N(int64(8 * time.Second)))
 	}
+	slices.SortStableFunc(out, func(a, b Fault) int { return cmp.Compare(a.At, b.At) })
 	return out
 }
 

@@ -103,7 +103,10 @@ func (a *agent) rewind(up *instance) (any, error) {
 	a.rewinding = true
 	defer func() { a.rewinding = false }()
 	a.persist(func(st *agentState) { st.broken = true })
-	epoch, began := up.pg.proc.epoch, common(pg.flushed, up.pg.flushed)
+	epoch, began := up.pg.proc.epoch, uint64(0)
+	if up.pg.flushed != nil && pg.flushed != nil {
+		began = common(pg.flushed, up.pg.flushed)
+	}
 	s.sleep(s.uniform(50*time.Millisecond, 2*time.Second))
 	if up.pg.proc.epoch != epoch || up.pg.mode == pgDown || a.w.link(a.i.machine, up.machine).cut || began == 0 {
 		a.persist(func(st *agentState) { st.diverged = true })

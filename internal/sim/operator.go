@@ -36,6 +36,7 @@ type heard struct {
 	at           time.Duration
 	streaming    time.Duration // when the primary last listed it
 	disconnected bool
+	advanced     time.Duration // when its position last moved
 }
 
 func (o *operator) now() time.Duration { return o.w.s.clock(o.proc) }
@@ -65,7 +66,7 @@ func (o *operator) of(i *instance) *heard {
 		o.told = append(o.told, 0)
 	}
 	if o.heard[i.id] == nil {
-		o.heard[i.id] = &heard{at: o.now(), streaming: o.now()}
+		o.heard[i.id] = &heard{at: o.now(), streaming: o.now(), advanced: o.now()}
 	}
 	return o.heard[i.id]
 }
@@ -73,6 +74,9 @@ func (o *operator) of(i *instance) *heard {
 func (o *operator) hear(i *instance, r report) {
 	h := o.of(i)
 	before := h.Role
+	if r.Position != h.Position {
+		h.advanced = o.now()
+	}
 	h.report, h.at, h.disconnected = r, o.now(), false
 	for name := range r.Peers {
 		if d := o.w.byName[name]; d != nil {
@@ -105,6 +109,7 @@ func (o *operator) observed() verdict.Observed {
 		v := h.Instance
 		v.Name, v.Age, v.Disconnected, v.Leaving = i.name, o.now()-h.at, h.disconnected, i.leaving
 		v.PodGone = i.deleted
+		v.Receiver.AdvanceAge = o.now() - h.advanced
 		obs.Instances = append(obs.Instances, v)
 	}
 	if j := o.api.last; j.term > 0 && (j.outcome == "" || o.api.failed > 0) {
@@ -122,6 +127,11 @@ func (o *operator) consider() {
 	switch {
 	case j.Action == verdict.ERS:
 		o.reparent(reparent.Request{Kind: reparent.Emergency, ExpectPrimary: o.api.record.Primary(), AwayFrom: o.api.record.Primary()})
+	case j.Action == verdict.Replace && o.leader:
+		o.w.byName[j.Subject].leaving = true
+		if o.w.byName[j.Subject] != o.w.byName[o.api.record.Primary()] {
+			o.w.byName[j.Subject].condemned = true
+		}
 	case j.Action == verdict.PRS && o.leader:
 		o.reparent(reparent.Request{Kind: reparent.Planned, AwayFrom: j.Subject})
 	}
@@ -184,7 +194,7 @@ func (o *operator) keep() {
 		if peer, ok := h.Peers[i.name]; ok && obs.Use != nil && peer.ReplyAge < 1500*time.Millisecond {
 			st.Streaming, st.Lag = true, h.flushed-min(h.flushed, obs.Use.Flushed[i.name])
 		}
-		if i.deleted || o.of(i).Diverged {
+		if i.deleted || i.condemned || o.of(i).Diverged {
 			st.Unfit = "unfit"
 		}
 		obs.Standbys = append(obs.Standbys, st)
@@ -253,11 +263,14 @@ func (o *operator) repoint() {
 func (o *operator) replace() {
 	rec := o.api.record
 	named := rec.Names()
+	if o.w.v.RetireBlindly {
+		named = nil
+	}
 	var living []*instance
 	for _, i := range o.api.list {
 		h := o.of(i)
 		silent := o.now()-h.at > 10*time.Second
-		bad := i.deleted || h.Diverged || silent || i.leaving && o.covered(i)
+		bad := i.deleted || h.Diverged || silent || i.condemned || i.leaving && o.covered(i)
 		if bad && !slices.Contains(named, i.name) && rec.InTerm() {
 			o.w.s.spawn(o.proc, func() {
 				_, _ = o.w.ask(o.machine, o.proc, func() (any, error) { return nil, o.w.api.retire(i) })
@@ -275,8 +288,8 @@ func (o *operator) replace() {
 			o.w.seed(p)
 		case o.now()-o.seededAt > 10*time.Second:
 			// No primary, and perhaps none possible until somebody can follow it: copy whoever has most.
-			o.seededAt = o.now()
 			if src := o.furthest(); src != nil {
+				o.seededAt = o.now()
 				o.w.seed(src)
 			}
 		}
@@ -286,15 +299,16 @@ func (o *operator) replace() {
 	}
 }
 
-// furthest is the running instance whose log is the highest of those heard.
+// furthest is the instance whose log is the highest of those heard, if it runs so that it can be copied.
 func (o *operator) furthest() *instance {
 	var best *instance
 	for _, i := range o.api.list {
-		h := o.of(i)
-		running := h.Role == verdict.RoleStandby || h.Role == verdict.RolePrimary
-		if running && !h.Diverged && o.now()-h.at < time.Second && (best == nil || h.Position.Compare(o.of(best).Position) > 0) {
+		if h := o.of(i); h.Role != verdict.RoleSeeding && o.now()-h.at < time.Second && (best == nil || h.Position.Compare(o.of(best).Position) > 0) {
 			best = i
 		}
+	}
+	if best == nil || o.of(best).Role != verdict.RoleStandby && o.of(best).Role != verdict.RolePrimary {
+		return nil
 	}
 	return best
 }

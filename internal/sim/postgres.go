@@ -290,11 +290,9 @@ func (pg *postgres) acknowledge() {
 			return
 		}
 		s.reply = pg.w.s.now
-		if lsn > s.flushed {
-			s.flushed = lsn
-			if up.mode == pgPrimary {
-				up.release()
-			}
+		s.flushed = max(s.flushed, lsn)
+		if up.mode == pgPrimary {
+			up.release()
 		}
 	}, nil)
 }

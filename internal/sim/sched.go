@@ -262,10 +262,11 @@ func (s *sched) sleep(d time.Duration) {
 
 // shutdown ends all tasks.
 func (s *sched) shutdown() {
-	for _, t := range s.tasks {
+	tasks := s.tasks
+	s.tasks, s.queue = nil, nil
+	for _, t := range tasks {
 		s.end(t)
 	}
-	s.tasks, s.queue = nil, nil
 }
 
 // uniform is a random duration in [lo, hi).

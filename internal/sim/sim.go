@@ -35,7 +35,7 @@ func (c Config) withDefaults() Config {
 		c.Trouble = 40 * time.Second
 	}
 	if c.Quiet == 0 {
-		c.Quiet = 60 * time.Second
+		c.Quiet = 90 * time.Second
 	}
 	if c.Faults == nil {
 		c.Faults = draw(c.Seed, c.Trouble)

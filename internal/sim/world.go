@@ -20,7 +20,7 @@ type Config struct {
 	Faults []Fault
 	// Variant breaks a rule.
 	Variant Variant
-	// Trouble is how long faults go on. Default 40 s. Quiet is how long the shard then has to recover. Default 60 s.
+	// Trouble is how long faults go on. Default 40 s. Quiet is how long the shard then has to recover. Default 90 s.
 	Trouble, Quiet time.Duration
 	// Trace receives a line for everything of note; nil for none.
 	Trace func(at time.Duration, line string)
@@ -52,6 +52,7 @@ type instance struct {
 	lost       bool // the volume is gone for good
 	deleted    bool // at the API server
 	leaving    bool
+	condemned  bool
 	seeding    bool
 	stalled    bool
 	stalledAt  time.Duration
@@ -73,7 +74,8 @@ type world struct {
 	operators []*operator
 	api       *api
 	nextID    uint64
-	dirty     bool // something that decides who can acknowledge has changed
+	late      float64 // share of calls that are carried out late, and of those carried out twice
+	dirty     bool    // something that decides who can acknowledge has changed
 	check
 	counts map[string]int
 }
@@ -117,6 +119,7 @@ func (w *world) newInstance() *instance {
 
 func newWorld(conf Config) *world {
 	w := &world{s: newSched(conf.Seed), conf: conf, v: conf.Variant, byName: map[string]*instance{}, counts: map[string]int{}}
+	w.late = []float64{0.002, 0.01, 0.1}[conf.Seed%3]
 	w.links = make([]link, maxMachines*maxMachines)
 	w.machines = make([]*machine, 0, maxMachines)
 	w.api = &api{w: w}

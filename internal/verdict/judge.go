@@ -15,7 +15,7 @@ func Judge(o Observed, p Params) Judgement {
 	s := shard{o: o, p: p}
 	j := s.judge()
 	if r := o.Reparent; r != nil && (j.Action == ERS || j.Action == PRS) {
-		switch wait := p.RetryAfter << min(max(r.Failures-1, 0), 6); {
+		switch wait := p.RetryAfter << min(max(r.Failures-1, 0), 4); {
 		case r.Failures > 0 && r.PhaseAge < wait:
 			j.Action = None
 			j.Why += fmt.Sprintf("; the last %d reparents failed, the next one may begin %v after the last", r.Failures, wait)
@@ -148,23 +148,32 @@ func (s shard) able() []string {
 
 // emergency proposes an ERS when those heard can revoke the record and establish a new primary, else an alert.
 //
-// One exception: when too few could serve because the others are lost for good, new ones must be seeded, and that takes a
-// running standby. Where there is none, only a stopped or unestablished primary, the ERS is proposed all the same: it will
-// fail, but the promises turn what is left into standbys.
+// One exception: when too few could serve because the others are lost for good, new ones must be seeded, from whoever has
+// most. When that one does not run (a stopped primary waits to be told what to be), the ERS is proposed all the same: it
+// will fail, but the promises turn what is left into standbys.
 func (s shard) emergency(v Verdict, subject, why string) *Judgement {
 	able := s.able()
-	if err := quorum.Revocable(s.o.Record, s.promisers()); err != nil {
+	promisers := s.promisers()
+	if err := quorum.Revocable(s.o.Record, promisers); err != nil {
 		return &Judgement{v, subject, Alert, fmt.Sprintf("%s; no emergency reparent can be safe now: %v", why, err)}
 	}
 	latest, _ := s.o.Record.Latest()
-	source := slices.ContainsFunc(able, func(n string) bool { return s.instance(n).Role == RoleStandby })
-	if len(able)-1 < latest.Acks && !source && len(able) > 0 {
-		return &Judgement{v, subject, ERS, fmt.Sprintf("%s; only {%s} could serve, which makes it a standby to seed others from", why, strings.Join(able, ", "))}
+	if len(able)-1 < latest.Acks && s.furthestStopped(promisers) {
+		return &Judgement{v, subject, ERS, fmt.Sprintf("%s; only {%s} could serve: promising makes {%s} standbys to seed others from", why, strings.Join(able, ", "), strings.Join(promisers, ", "))}
 	}
 	if len(able)-1 < latest.Acks {
 		return &Judgement{v, subject, Alert, fmt.Sprintf("%s; only {%s} could serve, a new primary needs %d acknowledgements", why, strings.Join(able, ", "), latest.Acks)}
 	}
 	return &Judgement{v, subject, ERS, fmt.Sprintf("%s; {%s} can revoke and serve", why, strings.Join(able, ", "))}
+}
+
+// furthestStopped reports whether the one with the highest log among those named does not run.
+func (s shard) furthestStopped(names []string) bool {
+	if len(names) == 0 {
+		return false
+	}
+	best := slices.MaxFunc(names, func(a, b string) int { return s.instance(a).Position.Compare(s.instance(b).Position) })
+	return s.instance(best).Role == RoleStopped
 }
 
 // planned proposes a PRS when a standby could take over and be acknowledged, else an alert.

@@ -32,7 +32,7 @@ type Params struct {
 	NodeAfter time.Duration
 	// MaxUsed is the used share of a volume from which it counts as full. Default 0.97.
 	MaxUsed float64
-	// RetryAfter is how long to wait after a failed reparent before the next; it doubles with each in a row, up to 64
+	// RetryAfter is how long to wait after a failed reparent before the next; it doubles with each in a row, up to 16
 	// times. Default 500 ms: what was missing may have come back at once, but a shard that cannot be helped must not be
 	// flooded with terms.
 	RetryAfter time.Duration
