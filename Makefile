@@ -38,13 +38,13 @@ help: ## List the targets
 .PHONY: lint
 lint: $(BIN)/tools/staticcheck $(BIN)/tools/gofumpt ## gofumpt, vet and staticcheck over every module
 	@echo "lint: gofumpt"; out=$$($(BIN)/tools/gofumpt -l $$(git ls-files -co --exclude-standard '*.go' | grep -v -e zz_generated -e '\.pb\.go$$')); if [ -n "$$out" ]; then echo "not formatted (run make fmt):"; echo "$$out"; exit 1; fi
-	@echo "lint: vet"; go vet -tags integration,e2e ./... && (cd lab && go vet -tags e2e $$(go list ./... | grep -v /cmd/kube))
-	@echo "lint: staticcheck"; $(BIN)/tools/staticcheck -tags integration,e2e ./... && (cd lab && $(abspath $(BIN))/tools/staticcheck -tags e2e $$(go list ./... | grep -v /cmd/kube))
+	@echo "lint: vet"; go vet -tags integration,e2e ./... && (cd lab && CGO_ENABLED=0 go vet -tags e2e $$(go list ./... | grep -v /cmd/))
+	@echo "lint: staticcheck"; $(BIN)/tools/staticcheck -tags integration,e2e ./... && (cd lab && CGO_ENABLED=0 $(abspath $(BIN))/tools/staticcheck -tags e2e $$(go list ./... | grep -v /cmd/))
 
 .PHONY: test-unit
 test-unit: ## Unit tests with the race detector
 	go test -race -timeout 15m ./...
-	cd lab && go test -timeout 5m $$(go list ./... | grep -v /cmd/)
+	cd lab && CGO_ENABLED=0 go test -timeout 5m $$(go list ./... | grep -v /cmd/)
 
 .PHONY: test-integration
 test-integration: packages $(BIN)/kube $(BIN)/etcd $(BIN)/kubectl $(BIN)/theseus images image-operand-15 ## Against a real kube-apiserver and etcd, real PostgreSQL, real PgBouncer
@@ -52,7 +52,7 @@ test-integration: packages $(BIN)/kube $(BIN)/etcd $(BIN)/kubectl $(BIN)/theseus
 
 .PHONY: test-lab
 test-lab: packages lab-binaries ## Every verb of the lab
-	cd lab && THESEUS_LAB=theseus-lab-e2e go test -tags e2e -timeout 15m -count 1 -p 1 ./e2e/...
+	cd lab && CGO_ENABLED=0 THESEUS_LAB=theseus-lab-e2e go test -tags e2e -timeout 15m -count 1 -p 1 ./e2e/...
 
 .PHONY: test-e2e
 test-e2e: packages binaries images ## End-to-end in the lab; RUN= selects tests, COUNT= repeats them, KEEP=1 leaves the lab up

@@ -31,7 +31,7 @@ type fixture struct {
 }
 
 // testDeadline bounds a test; no wait inside it needs a shorter one to be bounded.
-const testDeadline = 8 * time.Minute
+const testDeadline = 5 * time.Minute
 
 // newFixture makes a namespace under Pod Security "restricted" and applies a Database; it does not wait for it.
 // When the test fails, what is needed to understand it is saved below build/e2e/<test>.

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/retry"
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -293,6 +294,18 @@ func (b *bed) bootstraps() int {
 	b.fleet.mu.Lock()
 	defer b.fleet.mu.Unlock()
 	return b.fleet.bootstraps["db-0"]
+}
+
+// change changes a Database as a user would who tries again.
+func (b *bed) change(db *v1alpha1.Database, edit func()) {
+	b.t.Helper()
+	require.NoError(b.t, retry.RetryOnConflict(retry.DefaultRetry, func() error {
+		if err := cluster.client.Get(b.ctx, client.ObjectKeyFromObject(db), db); err != nil {
+			return err
+		}
+		edit()
+		return cluster.client.Update(b.ctx, db)
+	}))
 }
 
 // delete deletes an object as a user would.

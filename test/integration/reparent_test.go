@@ -13,6 +13,7 @@ import (
 
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/agentapi/agentpb"
+	"theseus.dev/theseus/internal/controller"
 )
 
 func (b *bed) reparent(term int64, change ...func(*v1alpha1.Reparent)) *v1alpha1.Reparent {
@@ -151,7 +152,7 @@ func TestAFrozenPrimaryIsReplacedAndRejoins(t *testing.T) {
 
 func TestADeletedPrimaryPodIsReplaced(t *testing.T) {
 	b := newBed(t)
-	b.operator("op")
+	b.operator("op", func(o *controller.Options) { o.Params.RestartAfter = time.Minute })
 	b.database()
 	b.untilReady()
 	old := b.shard().Status.Primary

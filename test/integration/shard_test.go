@@ -76,9 +76,7 @@ func TestOneInstanceGrowsToThree(t *testing.T) {
 	svc := &corev1.Service{}
 	require.NoError(t, cluster.client.Get(b.ctx, client.ObjectKey{Namespace: b.namespace, Name: "db-rw"}, svc))
 	require.Equal(t, v1alpha1.RolePrimary, svc.Spec.Selector[v1alpha1.LabelRole])
-	require.NoError(t, cluster.client.Get(b.ctx, client.ObjectKeyFromObject(db), db))
-	db.Spec.Instances = 3
-	require.NoError(t, cluster.client.Update(b.ctx, db))
+	b.change(db, func() { db.Spec.Instances = 3 })
 	b.untilReady()
 	require.EqualValues(t, 1, b.shard().Status.Record.Cohorts[0].Acks)
 }
@@ -173,9 +171,7 @@ func TestDeletion(t *testing.T) {
 			db := b.database()
 			b.untilReady()
 			// The policy at the time of the deletion counts.
-			require.NoError(t, cluster.client.Get(b.ctx, client.ObjectKeyFromObject(db), db))
-			db.Spec.DeletionPolicy = policy
-			require.NoError(t, cluster.client.Update(b.ctx, db))
+			b.change(db, func() { db.Spec.DeletionPolicy = policy })
 			b.delete(db)
 			b.until("the Database is gone", func() bool {
 				return apierrors.IsNotFound(cluster.client.Get(b.ctx, client.ObjectKeyFromObject(db), db))
