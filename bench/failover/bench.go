@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -244,7 +245,7 @@ func (b *bench) tell(c candidate, r result.Run) {
 }
 
 func (b *bench) harness() *trial.Harness {
-	return &trial.Harness{Lab: b.kit, Client: b.client, Bounds: b.bounds, Dir: filepath.Join(b.out, "failed"), Out: b.say}
+	return &trial.Harness{Lab: b.kit, Client: b.client, Bounds: b.bounds, Random: rand.Float64, Dir: filepath.Join(b.out, "failed"), Out: b.say}
 }
 
 // install makes a system on a lab that is whole; when that fails, once more on a new lab.

@@ -218,6 +218,8 @@ func ailing(s v1alpha1.ShardStatus) string {
 		return fmt.Sprintf("%d cohorts are recorded", len(cohorts))
 	case cohorts[0].Term != s.Term || s.Record.EstablishedTerm != s.Term:
 		return fmt.Sprintf("term %d is not established", s.Term)
+	case s.Primary != cohorts[0].Primary:
+		return fmt.Sprintf("%s is named as the primary, not %s", s.Primary, cohorts[0].Primary)
 	case len(cohorts[0].Members) != size-1:
 		return fmt.Sprintf("the cohort has %d members", len(cohorts[0].Members))
 	case len(s.Instances) != size:

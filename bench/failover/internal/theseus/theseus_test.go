@@ -21,12 +21,13 @@ func TestAiling(t *testing.T) {
 	}
 	require.Empty(t, ailing(healthy()))
 	for want, change := range map[string]func(*v1alpha1.ShardStatus){
-		"0 cohorts are recorded":       func(s *v1alpha1.ShardStatus) { s.Record.Cohorts = nil },
-		"term 5 is not established":    func(s *v1alpha1.ShardStatus) { s.Term = 5 },
-		"term 4 is not established":    func(s *v1alpha1.ShardStatus) { s.Record.EstablishedTerm = 3 },
-		"the cohort has 1 members":     func(s *v1alpha1.ShardStatus) { s.Record.Cohorts[0].Members = []string{"b"} },
-		"there are 2 instances":        func(s *v1alpha1.ShardStatus) { s.Instances = s.Instances[:2] },
-		"b is not ready: being seeded": func(s *v1alpha1.ShardStatus) { s.Instances[1].Ready, s.Instances[1].Message = false, "being seeded" },
+		"0 cohorts are recorded":           func(s *v1alpha1.ShardStatus) { s.Record.Cohorts = nil },
+		"term 5 is not established":        func(s *v1alpha1.ShardStatus) { s.Term = 5 },
+		"term 4 is not established":        func(s *v1alpha1.ShardStatus) { s.Record.EstablishedTerm = 3 },
+		"b is named as the primary, not a": func(s *v1alpha1.ShardStatus) { s.Primary = "b" },
+		"the cohort has 1 members":         func(s *v1alpha1.ShardStatus) { s.Record.Cohorts[0].Members = []string{"b"} },
+		"there are 2 instances":            func(s *v1alpha1.ShardStatus) { s.Instances = s.Instances[:2] },
+		"b is not ready: being seeded":     func(s *v1alpha1.ShardStatus) { s.Instances[1].Ready, s.Instances[1].Message = false, "being seeded" },
 	} {
 		s := healthy()
 		change(&s)

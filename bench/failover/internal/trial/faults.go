@@ -93,10 +93,12 @@ func Select(list string) ([]Fault, error) {
 	return out, nil
 }
 
-// Bounds of the steps of a repetition. None may be zero.
+// Bounds of the steps of a repetition. None but Jitter may be zero.
 type Bounds struct {
-	// Steady is how long there is undisturbed load before the fault.
-	Steady time.Duration
+	// Steady is how long there is undisturbed load before the fault at least. Jitter is how much longer at most, at random:
+	// a system with a loop of its own becomes healthy on a beat of that loop, and a fault must not always hit the
+	// same moment between two beats.
+	Steady, Jitter time.Duration
 	// Watch is how long after the fault the harness looks at least, for a fault may take effect late.
 	Watch time.Duration
 	// Limit is how long after the fault it waits for writes at most.
@@ -109,5 +111,5 @@ type Bounds struct {
 
 // DefaultBounds fit systems that recover within two minutes.
 func DefaultBounds() Bounds {
-	return Bounds{Steady: 3 * time.Second, Watch: 8 * time.Second, Limit: 2 * time.Minute, Healthy: 4 * time.Minute, Step: 90 * time.Second}
+	return Bounds{Steady: 3 * time.Second, Jitter: 10 * time.Second, Watch: 8 * time.Second, Limit: 2 * time.Minute, Healthy: 4 * time.Minute, Step: 90 * time.Second}
 }

@@ -18,6 +18,8 @@ type Harness struct {
 	Lab    Lab
 	Client ClientConfig
 	Bounds Bounds
+	// Random is where the jitter comes from: a number in [0, 1).
+	Random func() float64
 	// Dir is for what is kept while a repetition runs, and of those that went wrong.
 	Dir string
 	// Out receives the progress.
@@ -105,7 +107,8 @@ func (a *attempt) begin(ctx context.Context) error {
 		err = errors.New("no writes before the fault:\n" + a.client.lines.last())
 	}
 	if err == nil {
-		err = pause(ctx, a.Bounds.Steady-time.Since(began))
+		jitter := time.Duration(a.Random() * float64(a.Bounds.Jitter))
+		err = pause(ctx, a.Bounds.Steady+jitter-time.Since(began))
 	}
 	if err == nil {
 		a.victim, err = a.system.Primary(ctx)
@@ -170,8 +173,7 @@ func (a *attempt) cleanUp() {
 
 // judge finds out who took over, and whether that makes the repetition worthless.
 func (a *attempt) judge(ctx context.Context) {
-	var now Instance
-	err := within(ctx, a.Bounds.Step, func(ctx context.Context) (err error) { now, err = a.system.Primary(ctx); return err })
+	now, err := a.successor(ctx)
 	if err != nil {
 		a.note("who is the primary now: " + err.Error())
 		return
@@ -183,6 +185,22 @@ func (a *attempt) judge(ctx context.Context) {
 	}
 	if !a.run.Verified {
 		a.note("the rows could not be read back")
+	}
+}
+
+// successor asks who the primary is. What a system says of itself may lag behind what it did, so that it is asked again
+// for a while when nothing seems to have changed but must have.
+func (a *attempt) successor(ctx context.Context) (Instance, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.Bounds.Step)
+	defer cancel()
+	for try := 0; ; try++ {
+		now, err := a.system.Primary(ctx)
+		if try == 5 || err == nil && (now.Name != a.victim.Name || !a.fault.MustMove) {
+			return now, err
+		}
+		if err := pause(ctx, time.Second); err != nil {
+			return now, err
+		}
 	}
 }
 

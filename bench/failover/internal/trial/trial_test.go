@@ -83,7 +83,7 @@ func harness(t *testing.T, s *system, uri string) *Harness {
 	self, err := os.Executable()
 	require.NoError(t, err)
 	return &Harness{
-		Lab: s, Dir: filepath.Join(t.TempDir(), "not there yet"), Out: func(string) {},
+		Lab: s, Dir: filepath.Join(t.TempDir(), "not there yet"), Out: func(string) {}, Random: func() float64 { return 0.5 },
 		Client: ClientConfig{Command: []string{self}, Writers: 1, Interval: time.Millisecond, Timeout: time.Second, ConnectTimeout: time.Second},
 		Bounds: Bounds{Steady: 10 * time.Millisecond, Watch: 100 * time.Millisecond, Limit: 6 * time.Second, Healthy: time.Second, Step: 10 * time.Second},
 	}
