@@ -98,6 +98,7 @@ func fault(t *testing.T, id string) Fault {
 }
 
 func TestRepeat(t *testing.T) {
+	t.Parallel()
 	s := &system{}
 	run, err := harness(t, s, "fine").Repeat(t.Context(), s, fault(t, "freeze"), 3)
 	require.NoError(t, err)
@@ -114,6 +115,7 @@ func TestRepeat(t *testing.T) {
 
 // A system that does not recover is measured all the same, and the fault is undone.
 func TestRepeatUnrecovered(t *testing.T) {
+	t.Parallel()
 	s := &system{}
 	h := harness(t, s, "stalls")
 	h.Bounds.Limit = 500 * time.Millisecond
@@ -126,6 +128,7 @@ func TestRepeatUnrecovered(t *testing.T) {
 
 // Whatever goes wrong once a fault may have been done, it is undone, the error says what it was, and evidence is kept.
 func TestRepeatFailures(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		uri, want string
 		fault     string
@@ -159,6 +162,7 @@ func TestRepeatFailures(t *testing.T) {
 
 // A switchover that moved nothing says nothing, and lost writes are kept as evidence.
 func TestRepeatJudges(t *testing.T) {
+	t.Parallel()
 	s := &system{}
 	run, err := harness(t, s, "fine").Repeat(t.Context(), s, fault(t, "switchover"), 1)
 	require.NoError(t, err)
@@ -176,6 +180,7 @@ func TestRepeatJudges(t *testing.T) {
 
 // An interrupted comparison leaves no fault behind.
 func TestRepeatInterrupted(t *testing.T) {
+	t.Parallel()
 	s := &system{}
 	ctx, cancel := context.WithCancel(t.Context())
 	f := fault(t, "freeze")
