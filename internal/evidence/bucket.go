@@ -1,0 +1,209 @@
+package evidence
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"gocloud.dev/blob"
+	"gocloud.dev/gcerrors"
+)
+
+// Bucket stores bundles in a bucket, below a prefix.
+type Bucket struct {
+	bucket *blob.Bucket
+	prefix string
+}
+
+var _ Store = Bucket{}
+
+// NewBucket uses an open bucket; closing it is the caller's.
+func NewBucket(b *blob.Bucket, prefix string) Bucket {
+	return Bucket{bucket: b, prefix: strings.Trim(prefix, "/")}
+}
+
+// Open opens a bucket by its URL, with whatever drivers the program has imported.
+func Open(ctx context.Context, url, prefix string) (Bucket, error) {
+	b, err := blob.OpenBucket(ctx, url)
+	if err != nil {
+		return Bucket{}, fmt.Errorf("evidence cannot be kept in %q: %w", url, err)
+	}
+	return NewBucket(b, prefix), nil
+}
+
+// Close closes the bucket.
+func (b Bucket) Close() error { return b.bucket.Close() }
+
+func (b Bucket) key(k string) string { return path.Join(b.prefix, k) }
+
+// Write stores one object. When the reader or the context fails nothing, or what came before, is stored.
+func (b Bucket) Write(ctx context.Context, key, contentType string, r io.Reader) error {
+	if contentType == "" {
+		contentType = "application/octet-stream"
+	}
+	return b.bucket.Upload(ctx, b.key(key), r, &blob.WriterOptions{ContentType: contentType})
+}
+
+func writeManifest(ctx context.Context, store Store, m Manifest) error {
+	text, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := store.Write(ctx, m.Subject.Name()+"/"+manifestName, "application/json", bytes.NewReader(append(text, '\n'))); err != nil {
+		return fmt.Errorf("the manifest of %s could not be stored: %w", m.Subject.Name(), err)
+	}
+	return nil
+}
+
+// ErrNoBundle says that there is no bundle of that name.
+var ErrNoBundle = errors.New("no such bundle")
+
+// Summary of a bundle in a list.
+type Summary struct {
+	Name string
+	// At is when its subject was condemned, as far as its name tells.
+	At time.Time
+	// Complete is true when its manifest is there.
+	Complete bool
+}
+
+// List lists bundles whose names begin with a namespace, or namespace/shard, newest first; "" lists all.
+func (b Bucket) List(ctx context.Context, under string) ([]Summary, error) {
+	prefix := b.key(under)
+	if prefix != "" && prefix != "." {
+		prefix = strings.TrimSuffix(prefix, "/") + "/"
+	} else {
+		prefix = ""
+	}
+	found := map[string]*Summary{}
+	it := b.bucket.List(&blob.ListOptions{Prefix: prefix})
+	for {
+		o, err := it.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("bundles below %q cannot be listed: %w", prefix, err)
+		}
+		key := strings.TrimPrefix(strings.TrimPrefix(o.Key, b.prefix), "/")
+		parts := strings.Split(key, "/")
+		if len(parts) != 4 {
+			continue
+		}
+		name := path.Join(parts[:3]...)
+		s := found[name]
+		if s == nil {
+			s = &Summary{Name: name}
+			stamp, _, _ := strings.Cut(parts[2], "-")
+			s.At, _ = time.Parse(timeFormat, stamp)
+			found[name] = s
+		}
+		s.Complete = s.Complete || parts[3] == manifestName
+	}
+	out := make([]Summary, 0, len(found))
+	for _, s := range found {
+		out = append(out, *s)
+	}
+	slices.SortFunc(out, func(x, y Summary) int {
+		if c := y.At.Compare(x.At); c != 0 {
+			return c
+		}
+		return strings.Compare(x.Name, y.Name)
+	})
+	return out, nil
+}
+
+// Find resolves what a person types: a bundle's name, or the name of an instance (the newest bundle of it).
+func (b Bucket) Find(ctx context.Context, what string) (string, error) {
+	all, err := b.List(ctx, "")
+	if err != nil {
+		return "", err
+	}
+	for _, s := range all {
+		_, instance, _ := strings.Cut(path.Base(s.Name), "-")
+		if s.Name == strings.Trim(what, "/") || instance == what || path.Base(s.Name) == what {
+			return s.Name, nil
+		}
+	}
+	return "", fmt.Errorf("%q: %w", what, ErrNoBundle)
+}
+
+// Manifest reads what a bundle holds. Of a bundle without a manifest it lists what is there, as incomplete.
+func (b Bucket) Manifest(ctx context.Context, name string) (Manifest, error) {
+	text, err := b.bucket.ReadAll(ctx, b.key(name+"/"+manifestName))
+	if err == nil {
+		var m Manifest
+		if err := json.Unmarshal(text, &m); err != nil {
+			return Manifest{}, fmt.Errorf("the manifest of %s is damaged: %w", name, err)
+		}
+		return m, nil
+	}
+	if gcerrors.Code(err) != gcerrors.NotFound {
+		return Manifest{}, fmt.Errorf("the manifest of %s cannot be read: %w", name, err)
+	}
+	m := Manifest{Incomplete: true}
+	it := b.bucket.List(&blob.ListOptions{Prefix: b.key(name) + "/"})
+	for {
+		o, err := it.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return Manifest{}, err
+		}
+		m.Items = append(m.Items, Item{Name: path.Base(o.Key), Size: o.Size})
+	}
+	if len(m.Items) == 0 {
+		return Manifest{}, fmt.Errorf("%q: %w", name, ErrNoBundle)
+	}
+	return m, nil
+}
+
+// Read opens one item of a bundle.
+func (b Bucket) Read(ctx context.Context, name, item string) (io.ReadCloser, error) {
+	if err := check(item); err != nil {
+		return nil, err
+	}
+	r, err := b.bucket.NewReader(ctx, b.key(name+"/"+item), nil)
+	if gcerrors.Code(err) == gcerrors.NotFound {
+		return nil, fmt.Errorf("%s has no %s: %w", name, item, ErrNoBundle)
+	}
+	return r, err
+}
+
+// Prune deletes bundles older than keep and returns how many. Evidence gets old, too.
+func (b Bucket) Prune(ctx context.Context, now time.Time, keep time.Duration) (int, error) {
+	all, err := b.List(ctx, "")
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	for _, s := range all {
+		if s.At.IsZero() || now.Sub(s.At) < keep {
+			continue
+		}
+		m, err := b.Manifest(ctx, s.Name)
+		if err != nil {
+			return n, err
+		}
+		// The manifest goes first: half a bundle must not look whole.
+		keys := []string{manifestName}
+		for _, i := range m.Items {
+			keys = append(keys, i.Name)
+		}
+		for _, k := range keys {
+			if err := b.bucket.Delete(ctx, b.key(s.Name+"/"+k)); err != nil && gcerrors.Code(err) != gcerrors.NotFound {
+				return n, fmt.Errorf("%s of %s cannot be deleted: %w", k, s.Name, err)
+			}
+		}
+		n++
+	}
+	return n, nil
+}
