@@ -34,11 +34,10 @@ type fleet struct {
 	took    time.Duration
 	blocked func(now time.Time) bool
 	// results
-	starts  []time.Time
-	ages    []time.Duration
-	oldest  time.Duration
-	unsound []string
-	nextID  int
+	starts []time.Time
+	ages   []time.Duration
+	oldest time.Duration
+	nextID int
 }
 
 func (f *fleet) run(from time.Time, d time.Duration) {
@@ -207,8 +206,10 @@ func TestNothingGetsTooOld(t *testing.T) {
 }
 
 func TestAnOutageShorterThanTheReserveIsAbsorbedWithoutAPeak(t *testing.T) {
-	f := &fleet{objs: born(1500, func(i int) time.Time { return t0.Add(-time.Duration(i) * maxAge / 1500 * 9 / 10) }),
-		policy: Policy{MaxAge: maxAge}, tick: time.Hour, took: time.Hour}
+	f := &fleet{
+		objs:   born(1500, func(i int) time.Time { return t0.Add(-time.Duration(i) * maxAge / 1500 * 9 / 10) }),
+		policy: Policy{MaxAge: maxAge}, tick: time.Hour, took: time.Hour,
+	}
 	stop, resume := t0.Add(40*day), t0.Add(41*day)
 	f.blocked = func(now time.Time) bool { return now.After(stop) && now.Before(resume) }
 	f.run(t0, 70*day)
@@ -218,8 +219,10 @@ func TestAnOutageShorterThanTheReserveIsAbsorbedWithoutAPeak(t *testing.T) {
 }
 
 func TestALongOutageIsSaidBeforeItHurtsAndCaughtUpWithin(t *testing.T) {
-	f := &fleet{objs: born(1500, func(i int) time.Time { return t0.Add(-time.Duration(i) * maxAge / 1500 * 9 / 10) }),
-		policy: Policy{MaxAge: maxAge}, tick: time.Hour, took: time.Hour}
+	f := &fleet{
+		objs:   born(1500, func(i int) time.Time { return t0.Add(-time.Duration(i) * maxAge / 1500 * 9 / 10) }),
+		policy: Policy{MaxAge: maxAge}, tick: time.Hour, took: time.Hour,
+	}
 	stop, resume := t0.Add(40*day), t0.Add(44*day)
 	f.blocked = func(now time.Time) bool { return now.After(stop) && now.Before(resume) }
 	f.run(t0, 42*day)

@@ -74,7 +74,6 @@ type repair struct {
 	zone      int8
 	node      string
 	successor int32
-	failures  int
 	deadline  time.Time
 	fresh     string
 	over      bool

@@ -27,7 +27,6 @@ type hour struct {
 type reasonCount struct {
 	Succeeded, Failed, Cancelled int
 	took                         []float64 // seconds from admission, of a sample
-	lives                        float64
 }
 
 // Report is what a run has shown.
