@@ -40,7 +40,7 @@ func newFixture(t *testing.T, change func(*v1alpha1.Database)) *fixture {
 	ctx, cancel := context.WithTimeout(context.Background(), testDeadline)
 	f := &fixture{t: t, ctx: ctx, database: "db"}
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
-		GenerateName: "e2e-" + strings.ToLower(t.Name()) + "-",
+		GenerateName: "e2e-" + strings.ToLower(strings.ReplaceAll(t.Name(), "/", "-")) + "-",
 		Labels:       map[string]string{"pod-security.kubernetes.io/enforce": "restricted"},
 	}}
 	require.NoError(t, kit.Client.Create(ctx, ns))
@@ -51,6 +51,7 @@ func newFixture(t *testing.T, change func(*v1alpha1.Database)) *fixture {
 		clean, done := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer done()
 		if t.Failed() {
+			f.ctx = clean
 			f.saveState(clean)
 		}
 		if os.Getenv("KEEP") != "" && t.Failed() {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -141,15 +142,14 @@ func (f *fixture) reparent(change func(*v1alpha1.ReparentSpec)) *v1alpha1.Repare
 	f.t.Helper()
 	for {
 		s := f.shard()
-		term := s.Status.Term + 1
+		term := f.nextTerm(s)
 		spec := v1alpha1.ReparentSpec{Shard: s.Name, Term: term, Kind: v1alpha1.ReparentPlanned, Reason: "Requested"}
 		if change != nil {
 			change(&spec)
 		}
 		r := &v1alpha1.Reparent{ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: fmt.Sprintf("%s-%d", s.Name, term)}, Spec: spec}
 		err := kit.Client.Create(f.ctx, r)
-		if err != nil && strings.Contains(err.Error(), "already exists") {
-			time.Sleep(200 * time.Millisecond)
+		if apierrors.IsAlreadyExists(err) {
 			continue
 		}
 		require.NoError(f.t, err)
@@ -159,6 +159,18 @@ func (f *fixture) reparent(change func(*v1alpha1.ReparentSpec)) *v1alpha1.Repare
 		})
 		return r
 	}
+}
+
+// nextTerm is above every term that was ever asked for: a refused reparent used up its own.
+func (f *fixture) nextTerm(s *v1alpha1.Shard) int64 {
+	f.t.Helper()
+	list := &v1alpha1.ReparentList{}
+	require.NoError(f.t, kit.Client.List(f.ctx, list, client.InNamespace(f.namespace)))
+	term := s.Status.Term
+	for i := range list.Items {
+		term = max(term, list.Items[i].Spec.Term)
+	}
+	return term + 1
 }
 
 func phases(r *v1alpha1.Reparent) string {
