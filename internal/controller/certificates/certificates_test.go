@@ -1,0 +1,147 @@
+package certificates
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	clocktesting "k8s.io/utils/clock/testing"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/agentapi"
+	"theseus.dev/theseus/internal/controller/owned"
+	"theseus.dev/theseus/internal/pki"
+)
+
+var start = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+
+func objects(t *testing.T) (client.Client, *v1alpha1.Database, *v1alpha1.Shard) {
+	s := runtime.NewScheme()
+	require.NoError(t, clientgoscheme.AddToScheme(s))
+	require.NoError(t, v1alpha1.AddToScheme(s))
+	db := &v1alpha1.Database{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "db", UID: "1"}}
+	sh := &v1alpha1.Shard{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "db-0", UID: "2"}, Spec: v1alpha1.ShardSpec{Database: "db"}}
+	return fake.NewClientBuilder().WithScheme(s).WithObjects(db, sh).Build(), db, sh
+}
+
+func request() pki.Request {
+	key := agentapi.Shard{Namespace: "ns", Name: "db-0"}
+	return pki.Request{
+		CommonName: agentapi.CommonName(agentapi.RoleAgent, key), URI: agentapi.URI(key, agentapi.RoleAgent).String(),
+		DNSNames: []string{agentapi.ServerName(key)}, Server: true, Client: true,
+	}
+}
+
+func read(t *testing.T, c client.Client, name string) map[string][]byte {
+	t.Helper()
+	secret := &corev1.Secret{}
+	require.NoError(t, c.Get(context.Background(), types.NamespacedName{Namespace: "ns", Name: name}, secret))
+	return secret.Data
+}
+
+func TestALeafIsIssuedAndRenewed(t *testing.T) {
+	ctx := context.Background()
+	c, db, sh := objects(t)
+	set, did, err := EnsureAuthority(ctx, c, db, start)
+	require.NoError(t, err)
+	require.NotEmpty(t, did)
+	renew, err := EnsureLeaf(ctx, c, sh, "db-0-agent-tls", set, request(), start)
+	require.NoError(t, err)
+	require.WithinDuration(t, start.Add(pki.LeafLifetime/2), renew, time.Hour)
+	first := read(t, c, "db-0-agent-tls")
+
+	_, err = EnsureLeaf(ctx, c, sh, "db-0-agent-tls", set, request(), start.Add(24*time.Hour))
+	require.NoError(t, err)
+	require.Equal(t, first, read(t, c, "db-0-agent-tls"), "nothing is written while nothing is due")
+	_, err = EnsureLeaf(ctx, c, sh, "db-0-agent-tls", set, request(), renew)
+	require.NoError(t, err)
+	require.NotEqual(t, first, read(t, c, "db-0-agent-tls"))
+}
+
+// TestAYearAndAHalf walks through a whole rotation: at every step an agent with the leaf of before and an operator with
+// the identity of now still trust each other's authorities.
+func TestAYearAndAHalf(t *testing.T) {
+	ctx := context.Background()
+	c, db, sh := objects(t)
+	clock := clocktesting.NewFakePassiveClock(start)
+	identities := NewIdentities(c, clock)
+	var bundles []string
+	for step := range 110 {
+		now := start.Add(time.Duration(step) * 5 * 24 * time.Hour)
+		clock.SetTime(now)
+		set, _, err := EnsureAuthority(ctx, c, db, now)
+		require.NoError(t, err)
+		_, err = EnsureLeaf(ctx, c, sh, "leaf", set, request(), now)
+		require.NoError(t, err)
+		data := read(t, c, "leaf")
+		if len(bundles) == 0 || bundles[len(bundles)-1] != string(data["ca.crt"]) {
+			bundles = append(bundles, string(data["ca.crt"]))
+		}
+		id, err := identities.ForShard(ctx, types.NamespacedName{Namespace: "ns", Name: "db-0"})
+		require.NoError(t, err)
+		roots, err := id.Roots()
+		require.NoError(t, err)
+		require.NotNil(t, roots)
+		cert, err := id.Certificate()
+		require.NoError(t, err)
+		require.NotEmpty(t, cert.Certificate)
+		require.Empty(t, set.Stale(data["tls.crt"], request(), now))
+	}
+	require.GreaterOrEqual(t, len(bundles), 4, "introduced, promoted, forgotten")
+}
+
+func TestADamagedAuthorityIsNotReplaced(t *testing.T) {
+	ctx := context.Background()
+	c, db, _ := objects(t)
+	_, _, err := EnsureAuthority(ctx, c, db, start)
+	require.NoError(t, err)
+	secret := &corev1.Secret{}
+	require.NoError(t, c.Get(ctx, types.NamespacedName{Namespace: "ns", Name: "db-ca"}, secret))
+	secret.Data["tls.key"] = []byte("junk")
+	require.NoError(t, c.Update(ctx, secret))
+	_, _, err = EnsureAuthority(ctx, c, db, start)
+	require.ErrorContains(t, err, "damaged")
+	_, err = NewIdentities(c, clocktesting.NewFakePassiveClock(start)).ForDatabase(ctx, "ns", "db")
+	require.Error(t, err)
+}
+
+func TestSomebodyElsesSecretIsNotTakenOver(t *testing.T) {
+	ctx := context.Background()
+	c, db, sh := objects(t)
+	set, _, err := EnsureAuthority(ctx, c, db, start)
+	require.NoError(t, err)
+	require.NoError(t, c.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "leaf"}, Data: map[string][]byte{"a": []byte("b")}}))
+	_, err = EnsureLeaf(ctx, c, sh, "leaf", set, request(), start)
+	var taken *owned.TakenError
+	require.ErrorAs(t, err, &taken)
+	require.Equal(t, map[string][]byte{"a": []byte("b")}, read(t, c, "leaf"))
+}
+
+func TestTheOperatorsIdentityIsRenewed(t *testing.T) {
+	ctx := context.Background()
+	c, db, _ := objects(t)
+	_, _, err := EnsureAuthority(ctx, c, db, start)
+	require.NoError(t, err)
+	clock := clocktesting.NewFakePassiveClock(start)
+	identities := NewIdentities(c, clock)
+	first, err := identities.ForDatabase(ctx, "ns", "db")
+	require.NoError(t, err)
+	again, err := identities.ForDatabase(ctx, "ns", "db")
+	require.NoError(t, err)
+	require.Same(t, first, again)
+	clock.SetTime(start.Add(16 * 24 * time.Hour))
+	later, err := identities.ForDatabase(ctx, "ns", "db")
+	require.NoError(t, err)
+	require.NotSame(t, first, later)
+	identities.Forget("ns", "db")
+	_, err = identities.ForShard(ctx, types.NamespacedName{Namespace: "ns", Name: "nope"})
+	require.Error(t, err)
+}
