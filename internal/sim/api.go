@@ -138,11 +138,11 @@ func (w *world) call(m *machine, p *proc, target *instance, serve func() (any, e
 	}
 	delay := time.Duration(0)
 	if w.s.chance(w.late) {
-		delay = w.s.uniform(0, 5*time.Second)
+		delay = w.s.uniform(0, 10*time.Second)
 	}
 	w.s.after(delay, nil, send)
 	if w.s.chance(w.late) {
-		w.s.after(w.s.uniform(0, 3*time.Second), nil, send)
+		w.s.after(w.s.uniform(0, 10*time.Second), nil, send)
 	}
 	for !b.done {
 		w.s.park()

@@ -15,7 +15,8 @@ import (
 // FaultKind is what goes wrong.
 type FaultKind string
 
-// The faults. Target is an instance by the order in which living ones were made, Other a second one; For is how long.
+// The faults. Target 4 to 7 is the primary, 0 to 3 are the others in order of age; Other is a second one or an operator; For
+// is how long.
 const (
 	KillPostgres  FaultKind = "kill-postgres" // the postmaster
 	KillPod       FaultKind = "kill-pod"      // agent and PostgreSQL; restarts
@@ -67,11 +68,11 @@ func (f Fault) String() string {
 }
 
 // plots are faults that are dangerous together. Times are from the beginning of the plot; each is moved a little, and its
-// duration varied. Target 7 is the primary, 0 to 3 are instances in order of age.
+// duration varied.
 var plots = [][]Fault{
 	// A standby that lags is left alone with the primary, which is then lost.
-	{{0, StallDisk, 1, 0, 6 * time.Second}, {300 * time.Millisecond, KillPod, 2, 0, 8 * time.Second}, {4 * time.Second, DestroyNode, 7, 0, 0}},
-	{{0, CutOneWay, 7, 1, 5 * time.Second}, {300 * time.Millisecond, PowerCut, 2, 0, 8 * time.Second}, {4 * time.Second, DestroyNode, 7, 0, 0}},
+	{{0, StallDisk, 0, 0, 9 * time.Second}, {300 * time.Millisecond, PowerCut, 1, 0, 12 * time.Second}, {5 * time.Second, DestroyNode, 7, 0, 0}},
+	{{0, CutOneWay, 7, 0, 5 * time.Second}, {300 * time.Millisecond, PowerCut, 1, 0, 8 * time.Second}, {4 * time.Second, DestroyNode, 7, 0, 0}},
 	// A new primary is cut off from its standbys just after its promotion, and lost.
 	{{0, Switchover, 0, 0, 0}, {150 * time.Millisecond, CutStandbys, 7, 0, 3 * time.Second}, {2 * time.Second, DestroyNode, 7, 0, 0}},
 	{{0, KillPostgres, 7, 0, 0}, {100 * time.Millisecond, CutStandbys, 7, 0, 3 * time.Second}, {2 * time.Second, PowerCut, 7, 0, 3 * time.Second}},
@@ -79,6 +80,10 @@ var plots = [][]Fault{
 	{{0, HangAgent, 7, 0, 8 * time.Second}, {50 * time.Millisecond, CutStandbys, 7, 0, 2500 * time.Millisecond}, {2 * time.Second, PowerCut, 1, 0, 500 * time.Millisecond}},
 	{{0, CutOperators, 7, 0, 8 * time.Second}, {50 * time.Millisecond, CutStandbys, 7, 0, 2500 * time.Millisecond}, {2 * time.Second, PowerCut, 2, 0, 500 * time.Millisecond}},
 	// Members come and go while orders are late, and then the primary is lost.
+	{
+		{0, SlowDisk, 0, 0, 20 * time.Second}, {0, CutNode, 1, 0, 2600 * time.Millisecond}, {4 * time.Second, CutNode, 1, 0, 2600 * time.Millisecond}, {8 * time.Second, CutNode, 1, 0, 2600 * time.Millisecond},
+		{12 * time.Second, CutNode, 1, 0, 8 * time.Second}, {12 * time.Second, DestroyNode, 7, 0, 0},
+	},
 	{{0, KillPod, 1, 0, 4 * time.Second}, {4 * time.Second, KillPod, 2, 0, 4 * time.Second}, {8 * time.Second, PowerCut, 1, 0, 4 * time.Second}, {12 * time.Second, DestroyNode, 7, 0, 0}},
 	{{0, PowerCut, 1, 0, 2 * time.Second}, {3 * time.Second, PowerCut, 2, 0, 2 * time.Second}, {6 * time.Second, PowerCut, 1, 0, 2 * time.Second}, {9 * time.Second, FreezeNode, 7, 0, 6 * time.Second}},
 	// A learner catches up while the members are cut off from the primary, which is then lost.
@@ -126,14 +131,17 @@ func draw(seed uint64, trouble time.Duration) []Fault {
 	return out
 }
 
-// target finds the instance a fault means: half of the numbers mean the present primary.
+// target finds the instance a fault means. The primary is the one of the established term.
 func (w *world) target(n int) *instance {
-	if n >= 4 {
-		if p := w.byName[w.api.record.Primary()]; p != nil && !p.lost {
-			return p
-		}
+	primary := w.byName[w.api.record.Primary()]
+	if n >= 4 && primary != nil && !primary.lost {
+		return primary
 	}
-	return w.api.list[n%len(w.api.list)]
+	others := slices.DeleteFunc(slices.Clone(w.api.list), func(i *instance) bool { return i == primary })
+	if len(others) == 0 {
+		return w.api.list[0]
+	}
+	return others[n%len(others)]
 }
 
 func (w *world) inject(f Fault) {

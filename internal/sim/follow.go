@@ -31,13 +31,19 @@ func (a *agent) follow(o followOrder) (any, error) {
 			a.stopNow()
 		}
 		a.attribute()
-		theirs, clash := map[uint32]uint64{}, false
+		if !a.known() {
+			a.learn()
+		}
+		m = a.mem
+		// Records of a timeline nobody said the term of may be anybody's: the same number proves nothing.
+		theirs, clash := map[uint32]uint64{}, !a.known() && !a.w.v.AdoptTimeline
 		for _, t := range o.timelines {
 			theirs[t.ID] = t.Term
 			ours, known := m.timelines[t.ID]
 			clash = clash || known && ours != t.Term && pg.flushed.tli() >= t.ID && a.holds(t.ID)
 		}
 		diverged := clash && !a.w.v.SkipTimelineMap
+		a.w.trace("%s follows %s in term %d: its log ends at %v (timeline %d), its timelines %v, theirs %v, diverged %v, rewind %v", a.i.name, o.primary, o.term, a.position(), pg.flushed.tli(), m.timelines, o.timelines, diverged, o.rewind)
 		a.persist(func(s *agentState) {
 			s.term, s.follow, s.primary = o.term, o.primary, false
 			if diverged {
@@ -157,7 +163,10 @@ func (a *agent) supervise() {
 	if a.halted && !a.mem.primary && a.busy == nil && a.w.s.now-a.haltedAt > 5*time.Second {
 		a.halted = false // nobody says what to be: be a standby of nobody, so that others can be seeded from here
 	}
-	if pg.mode != pgDown || a.busy != nil || a.halted || a.mem.diverged || a.mem.broken || a.resuming || a.i.seeding || pg.proc.frozen {
+	down := func() bool {
+		return pg.mode == pgDown && a.busy == nil && !a.halted && !a.mem.diverged && !a.mem.broken && !a.i.seeding && !pg.proc.frozen
+	}
+	if !down() || a.resuming {
 		return
 	}
 	a.resuming = true
@@ -165,7 +174,7 @@ func (a *agent) supervise() {
 		defer func() { a.resuming = false }()
 		if !a.mem.primary {
 			a.w.s.sleep(a.w.s.uniform(50*time.Millisecond, 500*time.Millisecond))
-			if pg.mode == pgDown && !a.mem.primary && !a.halted && a.busy == nil {
+			if down() && !a.mem.primary {
 				pg.upstream = a.mem.follow
 				pg.start(pgStandby)
 				a.changed()
@@ -182,7 +191,7 @@ func (a *agent) supervise() {
 			return
 		}
 		a.w.s.sleep(a.w.s.uniform(50*time.Millisecond, 300*time.Millisecond))
-		if pg.mode != pgDown || !a.mem.primary || a.mem.term != term || a.busy != nil || a.halted {
+		if !down() || !a.mem.primary || a.mem.term != term {
 			return
 		}
 		a.fenced, a.exited = "", ""

@@ -272,6 +272,7 @@ func (o *operator) replace() {
 		silent := o.now()-h.at > 10*time.Second
 		bad := i.deleted || h.Diverged || silent || i.condemned || i.leaving && o.covered(i)
 		if bad && !slices.Contains(named, i.name) && rec.InTerm() {
+			o.w.trace("%s retires %s: diverged %v, silent %v, condemned %v, leaving %v", o.name, i.name, h.Diverged, silent, i.condemned, i.leaving)
 			o.w.s.spawn(o.proc, func() {
 				_, _ = o.w.ask(o.machine, o.proc, func() (any, error) { return nil, o.w.api.retire(i) })
 			})

@@ -214,6 +214,7 @@ func (pg *postgres) accept(down *instance, target string) {
 		s := &session{up: pg.i, down: down, sent: d.written.end(), flushed: d.flushed.end(), reply: pg.w.s.now, message: pg.w.s.now}
 		d.receiver = s
 		pg.senders = slices.DeleteFunc(pg.senders, func(o *session) bool { return o.down == down })
+		pg.w.trace("%s streams from %s at %d (timeline %d)", down.name, pg.i.name, d.written.end(), d.written.tli())
 		pg.senders = append(pg.senders, s)
 		pg.w.dirty = true
 		pg.stream(s)

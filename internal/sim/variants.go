@@ -14,6 +14,7 @@ type Variant struct {
 	AnyRevision     bool // a late order brings back an old cohort
 	ApplyFirst      bool // a cohort is used before it is recorded
 	KeepReceiver    bool // a promise leaves the WAL receiver running
+	AdoptTimeline   bool // records of an unknown timeline are taken for the primary's timeline of that number
 	RetireBlindly   bool // an instance is deleted although the record names it
 }
 
@@ -35,5 +36,6 @@ var Variants = []struct {
 	{"any-revision", Variant{AnyRevision: true}, 2000},
 	{"apply-first", Variant{ApplyFirst: true}, 1000},
 	{"keep-receiver", Variant{KeepReceiver: true}, 200},
+	{"adopt-timeline", Variant{AdoptTimeline: true}, 500},
 	{"retire-blindly", Variant{RetireBlindly: true}, 500},
 }
