@@ -75,6 +75,11 @@ func (o *operatorFlags) run(cmd *cobra.Command) error {
 	config.QPS, config.Burst = o.qps, int(2*o.qps)
 	config.UserAgent = "theseus-operator/" + release
 	log.Info("operator", "release", release, "operandImage", o.OperandImage, "namespaces", strings.Join(o.namespaces, ","))
+	stop, err := startTracing(cmd.Context(), o.Name)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	return o.keepRunning(cmd.Context(), config, log)
 }
 
