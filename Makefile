@@ -64,7 +64,7 @@ binaries: lab-binaries $(BIN)/theseus $(BIN)/theseus-load $(BIN)/helm ## All exe
 
 $(BIN)/theseus $(BIN)/theseus-load $(BIN)/theseus-demo: $(GO_SOURCES)
 	@mkdir -p $(BIN)
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/$(@F)
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.release=$(VERSION)' -o $@ ./cmd/$(@F)
 	@touch $@
 
 $(BIN)/helm: tools/helm/go.mod tools/helm/go.sum
