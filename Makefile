@@ -14,6 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 include lab/lab.mk
 include images/images.mk
+include bench/bench.mk
 
 GO_SOURCES := $(shell find api cmd internal -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
 
@@ -57,6 +58,19 @@ test-lab: packages lab-binaries ## Every verb of the lab
 .PHONY: test-e2e
 test-e2e: packages binaries images ## End-to-end in the lab; RUN= selects tests, COUNT= repeats them, KEEP=1 leaves the lab up
 	THESEUS_LAB=$(TEST_LAB) go test -tags e2e -timeout 45m -count $(or $(COUNT),1) -v -p 1 $(if $(RUN),-run '$(RUN)') ./test/e2e/...
+
+##@ Simulation
+SEED     ?=
+SIM_OUT  ?= $(BUILD)/sim-fleet
+.PHONY: sim sim-soak sim-fleet
+sim: ## One shard under random faults; SEED= replays a run
+	go run ./internal/sim/cmd/sim $(if $(SEED),-seed $(SEED))
+
+sim-soak: ## The same for as long as you like; SOAK= is a duration
+	go run ./internal/sim/cmd/sim -for $(or $(SOAK),1h)
+
+sim-fleet: ## A year of 10,000 shards: ages, replacement rates, plots
+	go run ./internal/simfleet/cmd/sim-fleet -out $(SIM_OUT)
 
 ##@ Building
 .PHONY: binaries
