@@ -1,7 +1,9 @@
 package reparent
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -184,19 +186,14 @@ func (e *Emergency) fromKubernetes(ctx context.Context, i *verdict.Instance, pod
 	}
 }
 
-// inFlight is the Reparent of the highest term that has no outcome. Its age is how long we have seen it in its phase.
+// inFlight is the Reparent of the highest term that has no outcome, or how many of the newest failed. Its age is how long
+// we have seen it in its state.
 func (e *Emergency) inFlight(ctx context.Context, sh *v1alpha1.Shard, h *history, now time.Time) (*verdict.InFlight, error) {
 	list := &v1alpha1.ReparentList{}
 	if err := e.Runner.Client.List(ctx, list, client.InNamespace(sh.Namespace), client.MatchingFields{shard.IndexReparentShard: sh.Name}); err != nil {
 		return nil, err
 	}
-	var newest *v1alpha1.Reparent
-	for i := range list.Items {
-		rp := &list.Items[i]
-		if rp.Status.Outcome == "" && rp.Spec.Term > sh.Status.Record.EstablishedTerm && (newest == nil || rp.Spec.Term > newest.Spec.Term) {
-			newest = rp
-		}
-	}
+	newest, failures := newestReparent(list.Items, sh.Status.Record.EstablishedTerm)
 	if newest == nil {
 		h.inFlight = ""
 		return nil, nil
@@ -206,7 +203,30 @@ func (e *Emergency) inFlight(ctx context.Context, sh *v1alpha1.Shard, h *history
 	}
 	limits := reparent.Limits{Drain: newest.Spec.DrainTimeout.Duration}
 	return &verdict.InFlight{
-		Term: uint64(newest.Spec.Term), Phase: newest.Status.Phase,
+		Term: uint64(newest.Spec.Term), Phase: newest.Status.Phase, Failures: failures,
 		PhaseAge: now.Sub(h.inFlightSince), PhaseLimit: limits.Phase(reparent.PhaseName(newest.Status.Phase)),
 	}, nil
+}
+
+// newestReparent of the terms above the established one: the one without an outcome, or the last that failed and how many
+// did in a row; nil when there is none or it ended well.
+func newestReparent(items []v1alpha1.Reparent, established int64) (newest *v1alpha1.Reparent, failures int) {
+	sorted := slices.SortedFunc(slices.Values(items), func(a, b v1alpha1.Reparent) int { return cmp.Compare(b.Spec.Term, a.Spec.Term) })
+	for i := range sorted {
+		rp := &sorted[i]
+		switch {
+		case rp.Spec.Term <= established:
+			return newest, failures
+		case rp.Status.Outcome == "" && newest == nil:
+			return rp, 0
+		case rp.Status.Outcome == string(reparent.Failed):
+			failures++
+			if newest == nil {
+				newest = rp
+			}
+		case rp.Status.Outcome != string(reparent.Overtaken):
+			return newest, failures
+		}
+	}
+	return newest, failures
 }

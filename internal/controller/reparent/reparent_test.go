@@ -229,3 +229,32 @@ func TestOneReparentOfAShardAtATime(t *testing.T) {
 	require.True(t, r.Go(key, func() {}))
 	r.Wait()
 }
+
+func TestTheNewestReparentAndItsFailures(t *testing.T) {
+	rp := func(term int64, outcome reparent.Outcome) v1alpha1.Reparent {
+		return v1alpha1.Reparent{Spec: v1alpha1.ReparentSpec{Term: term}, Status: v1alpha1.ReparentStatus{Outcome: string(outcome)}}
+	}
+	for name, c := range map[string]struct {
+		items    []v1alpha1.Reparent
+		term     int64
+		failures int
+	}{
+		"none":                           {nil, 0, 0},
+		"under way":                      {[]v1alpha1.Reparent{rp(4, reparent.Failed), rp(5, "")}, 5, 0},
+		"an abandoned one of old":        {[]v1alpha1.Reparent{rp(2, "")}, 0, 0},
+		"ended well":                     {[]v1alpha1.Reparent{rp(4, reparent.Failed), rp(5, reparent.Undone)}, 0, 0},
+		"failed twice, overtaken once":   {[]v1alpha1.Reparent{rp(4, reparent.Failed), rp(5, reparent.Overtaken), rp(6, reparent.Failed)}, 6, 2},
+		"failures before what stands":    {[]v1alpha1.Reparent{rp(2, reparent.Failed), rp(3, reparent.Succeeded)}, 0, 0},
+		"an open one below a failed one": {[]v1alpha1.Reparent{rp(4, ""), rp(5, reparent.Failed)}, 5, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			newest, failures := newestReparent(c.items, 3)
+			require.Equal(t, c.failures, failures)
+			if c.term == 0 {
+				require.Nil(t, newest)
+				return
+			}
+			require.Equal(t, c.term, newest.Spec.Term)
+		})
+	}
+}

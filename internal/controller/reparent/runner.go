@@ -168,7 +168,7 @@ func (r *Runner) fleet(ctx context.Context, sh *v1alpha1.Shard) (*fleet, error) 
 	for name, o := range r.Observer.Observations(client.ObjectKeyFromObject(sh)) {
 		f.endpoints[name] = o.Endpoint
 		i := reparent.Instance{
-			Name: name, Zone: o.Status.GetZone(), Term: o.Status.GetTerm(),
+			Name: name, Zone: o.Status.GetZone(), Term: o.Status.GetTerm(), Diverged: o.Status.GetDiverged(),
 			Reachable: o.Connected && now.Sub(o.ReceivedAt) < reachableAge, Current: true,
 		}
 		if flushed, replayed := o.Status.GetFlushed().GetLsn(), o.Status.GetReplayedLsn(); o.Status.GetRole() == agentpb.Role_STANDBY && flushed > replayed {
