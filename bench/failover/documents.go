@@ -28,7 +28,7 @@ type facts struct {
 // parameters are what the report compares.
 var parameters = []string{
 	"server_version", "data_checksums", "fsync", "full_page_writes", "synchronous_commit", "wal_level", "wal_log_hints", "wal_compression",
-	"shared_buffers", "max_wal_size", "checkpoint_timeout", "max_connections", "wal_sender_timeout", "wal_receiver_timeout", "tcp_user_timeout", "jit",
+	"shared_buffers", "max_wal_size", "checkpoint_timeout", "max_connections", "wal_sender_timeout", "wal_receiver_timeout", "wal_segment_size", "wal_init_zero", "jit",
 }
 
 func (b *bench) factsFile() string { return filepath.Join(b.out, "facts.json") }

@@ -1,9 +1,12 @@
 package result
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 )
@@ -142,12 +145,29 @@ func lost(c Cell) string {
 
 func (r *Report) details(b *strings.Builder) {
 	b.WriteString("\n## More figures\n\n")
-	b.WriteString("| fault | system | of the errors: outcome unknown (median) | worst stall during the repair | repair → three healthy members (median) | writes/s before (median) | longest gap before (median) | never recovered | invalid runs |\n")
-	b.WriteString("|---|---|--:|--:|--:|--:|--:|--:|--:|\n")
+	b.WriteString("| fault | system | of the errors: outcome unknown (median) | worst stall during the repair | repair → three healthy members (median) | writes/s before (median) | longest gap before (median) | never recovered | invalid runs | errors by code, all repetitions |\n")
+	b.WriteString("|---|---|--:|--:|--:|--:|--:|--:|--:|---|\n")
 	for _, c := range r.Cells {
-		fmt.Fprintf(b, "| %s | %s | %.0f | %s | %s | %.0f | %s | %d | %d |\n", title(r.Faults, c.Fault), title(r.Systems, c.System), c.UnknownMedian,
-			Human(c.RepairStallMaxMS), Human(c.HealthyMedianMS), c.SteadyRate, Human(c.SteadyStallMS), c.Unrecovered, c.Invalid)
+		fmt.Fprintf(b, "| %s | %s | %.0f | %s | %s | %.0f | %s | %d | %d | %s |\n", title(r.Faults, c.Fault), title(r.Systems, c.System), c.UnknownMedian,
+			Human(c.RepairStallMaxMS), Human(c.HealthyMedianMS), c.SteadyRate, Human(c.SteadyStallMS), c.Unrecovered, c.Invalid, codes(c.Codes))
 	}
+}
+
+// mostCodes bounds the list of codes in a table.
+const mostCodes = 6
+
+// codes lists the most frequent codes first.
+func codes(n map[string]int64) string {
+	names := slices.SortedFunc(maps.Keys(n), func(a, b string) int { return cmp.Or(cmp.Compare(n[b], n[a]), cmp.Compare(a, b)) })
+	var out []string
+	for i, name := range names {
+		if i == mostCodes {
+			out = append(out, "…")
+			break
+		}
+		out = append(out, fmt.Sprintf("%s %d", name, n[name]))
+	}
+	return strings.Join(out, ", ")
 }
 
 // phases prints the medians of a system's own account, where it gives one.

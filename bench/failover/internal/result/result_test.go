@@ -283,3 +283,9 @@ func TestHuman(t *testing.T) {
 	}
 	require.Equal(t, "–", Human(math.NaN()))
 }
+
+func TestCodes(t *testing.T) {
+	require.Empty(t, codes(nil))
+	require.Equal(t, "timeout 9, 57P01 3, closed 3", codes(map[string]int64{"closed": 3, "57P01": 3, "timeout": 9}))
+	require.Equal(t, "a 1, b 1, c 1, d 1, e 1, f 1, …", codes(map[string]int64{"a": 1, "b": 1, "c": 1, "d": 1, "e": 1, "f": 1, "g": 1}))
+}

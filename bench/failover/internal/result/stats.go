@@ -50,6 +50,8 @@ type Cell struct {
 	ErrorsMax    float64 `json:"errorsMax"`
 	// UnknownMedian is the part of the errors whose outcome the client could not know.
 	UnknownMedian float64 `json:"unknownMedian"`
+	// Codes counts the errors of all repetitions, those of the repair included, by code (see load.Op).
+	Codes map[string]int64 `json:"codes,omitempty"`
 
 	// Lost is the sum of acknowledged writes that are missing; Unverified is in how many repetitions nobody could look.
 	Lost       int64 `json:"lost"`
@@ -85,6 +87,12 @@ func cell(runs []Run, system, fault string) Cell {
 			continue
 		}
 		c.N++
+		for code, n := range r.Errors {
+			if c.Codes == nil {
+				c.Codes = map[string]int64{}
+			}
+			c.Codes[code] += n
+		}
 		stalls = append(stalls, r.StallMS)
 		errs = append(errs, float64(r.ClientErrors()))
 		unknown = append(unknown, float64(r.Unknown))
