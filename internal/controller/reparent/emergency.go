@@ -170,7 +170,7 @@ func (e *Emergency) historyOf(key types.NamespacedName) *history {
 
 // act confirms the verdict and carries out the reparent. No one else looks at the shard meanwhile: see Runner.Go.
 func (e *Emergency) act(ctx context.Context, log logr.Logger, key types.NamespacedName, sh *v1alpha1.Shard, h *history, o verdict.Observed, j verdict.Judgement) {
-	confirmed, err := e.confirm(ctx, key, sh, o)
+	confirmed, err := e.confirm(ctx, key, sh, h, o)
 	if err != nil || confirmed.Action != j.Action || confirmed.Subject != j.Subject {
 		log.Info("verdict not confirmed", "verdict", j.Verdict, "now", confirmed.Verdict, "why", confirmed.Why, "error", err)
 		h.retryAfter = e.Runner.Clock.Now().Add(tick)
@@ -216,11 +216,11 @@ func (e *Emergency) ended(h *history, res reparent.Result, err error) {
 }
 
 // confirmTimeout bounds the fresh look before an emergency. An agent that lives answers in milliseconds.
-const confirmTimeout = 200 * time.Millisecond
+const confirmTimeout = 150 * time.Millisecond
 
 // confirm asks everybody again, all at once: the instances for their status, the standbys for what they know of the
 // primary. The verdict given on the answers is the one that counts.
-func (e *Emergency) confirm(ctx context.Context, key types.NamespacedName, sh *v1alpha1.Shard, o verdict.Observed) (verdict.Judgement, error) {
+func (e *Emergency) confirm(ctx context.Context, key types.NamespacedName, sh *v1alpha1.Shard, h *history, o verdict.Observed) (verdict.Judgement, error) {
 	live := &v1alpha1.Shard{}
 	getCtx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
@@ -276,6 +276,11 @@ func (e *Emergency) confirm(ctx context.Context, key types.NamespacedName, sh *v
 		if a.testify != nil {
 			i.PrimaryPostgres, i.PrimaryAgent = reach(a.testify.GetPostgresReachable()), reach(a.testify.GetAgentReachable())
 		}
+	}
+	// Another replica may have begun while we asked.
+	var err error
+	if o.Reparent, err = e.inFlight(ctx, sh, h, now); err != nil {
+		return verdict.Judgement{}, err
 	}
 	return verdict.Judge(o, e.Params), nil
 }
