@@ -76,7 +76,6 @@ type live struct {
 	stuck       stuck
 	diskFree    [2]uint64 // size, available
 	stopping    bool
-	control     postgres.Control // last read, for evidence and the system identifier
 	lastFlushed postgres.Position
 }
 

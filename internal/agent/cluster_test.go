@@ -21,6 +21,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -160,8 +161,10 @@ func (s *shardUnderTest) add(name, ip string) *node {
 	n.start()
 	t.Cleanup(func() {
 		n.kill()
+		if strings.Contains(n.out.String(), "DATA RACE") {
+			t.Errorf("%s has a data race", name)
+		}
 		if t.Failed() {
-			_ = os.WriteFile(filepath.Join(os.TempDir(), "..", "theseus-it-"+name+".log"), []byte(n.out.String()), 0o644)
 			t.Logf("---- %s\n%s", name, lastBytes(n.out.String(), 6000))
 		}
 	})

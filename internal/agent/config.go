@@ -76,9 +76,14 @@ func (c *Config) Defaults() {
 func (c *Config) Validate() error {
 	var errs []error
 	for _, need := range []struct{ name, value string }{
-		{"namespace (THESEUS_NAMESPACE)", c.Shard.Namespace}, {"shard (THESEUS_SHARD)", c.Shard.Name},
-		{"instance (THESEUS_INSTANCE)", c.Instance}, {"data-dir", c.DataDir}, {"run-dir", c.RunDir}, {"tls-dir", c.TLSDir},
-		{"pgbin", c.Bin}, {"address (POD_IP)", c.Advertise},
+		{"namespace (THESEUS_NAMESPACE)", c.Shard.Namespace},
+		{"shard (THESEUS_SHARD)", c.Shard.Name},
+		{"instance (THESEUS_INSTANCE)", c.Instance},
+		{"data-dir", c.DataDir},
+		{"run-dir", c.RunDir},
+		{"tls-dir", c.TLSDir},
+		{"pgbin", c.Bin},
+		{"address (POD_IP)", c.Advertise},
 	} {
 		if need.value == "" {
 			errs = append(errs, fmt.Errorf("%s is not set", need.name))

@@ -259,12 +259,17 @@ func TestDrain(t *testing.T) {
 	require.NoError(t, err)
 	_, err = conn.Exec(ctx, "BEGIN; INSERT INTO t VALUES (2)")
 	require.NoError(t, err)
-	time.AfterFunc(200*time.Millisecond, func() { _, _ = conn.Exec(ctx, "COMMIT") })
+	committed := make(chan error, 1)
+	time.AfterFunc(200*time.Millisecond, func() {
+		_, err := conn.Exec(ctx, "COMMIT")
+		committed <- err
+	})
 	begun = time.Now()
 	r, err = a.client.Drain(ctx, &agentpb.DrainRequest{Term: 1, TimeoutMs: 5000})
 	require.NoError(t, err)
 	require.Zero(t, r.GetOpenTransactions())
 	require.Less(t, time.Since(begun), 4*time.Second)
+	require.NoError(t, <-committed)
 	_, err = a.client.Undrain(ctx, &agentpb.UndrainRequest{Term: 1})
 	require.NoError(t, err)
 
@@ -489,114 +494,4 @@ func TestRotationReachesPostgres(t *testing.T) {
 		_, err = a.client.GetStatus(ctx, &agentpb.GetStatusRequest{})
 		require.NoError(t, err)
 	}
-}
-
-// A fast stop waits for every connected standby; a frozen one must not hold it up.
-func TestADemotionDoesNotWaitForAFrozenStandby(t *testing.T) {
-	s := newShard(t, "a", "b", "c")
-	a, b, c := s.nodes["a"], s.nodes["b"], s.nodes["c"]
-	s.bootstrap("a", "b", "c")
-	ctx := minute(t)
-	frozen := append(descendants(c.cmd.Process.Pid), c.cmd.Process.Pid)
-	for _, pid := range frozen {
-		require.NoError(t, syscall.Kill(pid, syscall.SIGSTOP))
-	}
-	defer func() {
-		for _, pid := range frozen {
-			_ = syscall.Kill(pid, syscall.SIGCONT)
-		}
-	}()
-	conn, err := s.app(ctx, a)
-	require.NoError(t, err)
-	_, err = conn.Exec(ctx, "CREATE TABLE big AS SELECT repeat('x', 1000) FROM generate_series(1, 3000)")
-	require.NoError(t, err)
-	_, err = a.client.Checkpoint(ctx, &agentpb.CheckpointRequest{Term: 1})
-	require.NoError(t, err)
-	begun := time.Now()
-	d, err := a.client.Demote(ctx, &agentpb.DemoteRequest{Term: 2, TimeoutMs: 4000, Candidate: "b"})
-	require.NoError(t, err)
-	t.Logf("demoted after %v", time.Since(begun).Round(time.Millisecond))
-	require.True(t, d.GetCleanShutdown())
-	p, err := b.client.Promise(ctx, &agentpb.PromiseRequest{Term: 2})
-	require.NoError(t, err)
-	require.Equal(t, d.GetFlushed().GetLsn(), p.GetFlushed().GetLsn())
-	// Undone: the old primary takes over again, in the same new term and by the same path.
-	_, err = a.client.Promote(ctx, &agentpb.PromoteRequest{Term: 2, Cohort: &agentpb.Cohort{Term: 2, Primary: "a", Members: []string{"b", "c"}, Acks: 1}})
-	require.NoError(t, err)
-	_, err = b.client.Follow(ctx, &agentpb.FollowRequest{Term: 2, Primary: a.endpoint(), TimelineTerms: a.status().GetTimelineTerms()})
-	require.NoError(t, err)
-	_, err = a.client.Establish(ctx, &agentpb.EstablishRequest{Term: 2, Kind: "PRS", Reason: "undone"})
-	require.NoError(t, err)
-}
-
-// A standby that cannot stream because its data does not fit must say so by itself: its primary may not have answered when
-// it was told to follow.
-func TestAStandbyThatDoesNotFitSaysSo(t *testing.T) {
-	s := newShard(t, "a", "b", "c")
-	a, b, c := s.nodes["a"], s.nodes["b"], s.nodes["c"]
-	s.bootstrap("a", "b", "c")
-	ctx := minute(t)
-	_, err := b.client.Promise(ctx, &agentpb.PromiseRequest{Term: 2})
-	require.NoError(t, err)
-	conn, err := s.app(ctx, a)
-	require.NoError(t, err)
-	_, err = conn.Exec(ctx, "CREATE TABLE beyond (i int)") // c has it, b does not
-	require.NoError(t, err)
-	unknown := b.endpoint()
-	unknown.PostgresPort = 9
-	_, err = c.client.Follow(ctx, &agentpb.FollowRequest{Term: 2, Primary: unknown})
-	require.NoError(t, err, "a primary that does not answer yet is no reason to give up")
-	require.False(t, c.status().GetDiverged())
-	_, err = b.client.Promote(ctx, &agentpb.PromoteRequest{Term: 2, Cohort: &agentpb.Cohort{Term: 2, Primary: "b"}})
-	require.NoError(t, err)
-	c.kill()
-	c.remember(func(st *State) { st.Follow.PostgresPort = testPostgresPort })
-	c.start()
-	st := c.eventually("says that it has diverged", func(st *agentpb.Status) bool { return st.GetDiverged() })
-	require.Contains(t, st.GetMessage(), "not in the history")
-	r, err := c.client.Follow(ctx, &agentpb.FollowRequest{Term: 2, Primary: b.endpoint(), TimelineTerms: b.status().GetTimelineTerms()})
-	require.NoError(t, err)
-	require.True(t, r.GetDiverged())
-	r, err = c.client.Follow(ctx, &agentpb.FollowRequest{Term: 2, Primary: b.endpoint(), TimelineTerms: b.status().GetTimelineTerms(), RewindTimeoutMs: 20000})
-	require.NoError(t, err)
-	require.False(t, r.GetDiverged(), "nobody had tried to rewind it: %s", r.GetWhy())
-	c.streaming("b")
-}
-
-// remember changes what a dead agent will find when it starts.
-func (n *node) remember(change func(*State)) {
-	store, err := NewStore(n.conf.stateDir())
-	require.NoError(n.t, err)
-	st, err := store.Load()
-	require.NoError(n.t, err)
-	change(&st)
-	require.NoError(n.t, store.Save(context.Background(), st))
-}
-
-func TestAnInterruptedSeeding(t *testing.T) {
-	s := newShard(t, "a", "b")
-	a, b := s.nodes["a"], s.nodes["b"]
-	s.bootstrap("a", "b")
-	ctx := minute(t)
-	s.watchAll(func(*agentpb.Status) {}) // or a would fence itself while its only standby is away
-	mark, err := os.ReadFile(filepath.Join(b.conf.DataDir, "pgdata", "theseus.seed"))
-	require.NoError(t, err)
-
-	// The agent died when the copy was complete and it had not said so.
-	b.kill()
-	b.remember(func(st *State) { st.Halted, st.Seed = haltedSeeding, string(mark) })
-	b.start()
-	b.streaming("a")
-
-	// The agent died before the old data was gone.
-	b.kill()
-	b.remember(func(st *State) { st.Halted, st.Seed = haltedSeeding, "another" })
-	b.start()
-	st := b.status()
-	require.Equal(t, agentpb.Role_EMPTY, st.GetRole())
-	time.Sleep(time.Second)
-	require.Equal(t, agentpb.Role_EMPTY, b.status().GetRole(), "data that was to be thrown away is not started")
-	_, err = b.client.Seed(ctx, &agentpb.SeedRequest{Term: 1, Source: a.endpoint(), Primary: a.endpoint(), TimelineTerms: a.status().GetTimelineTerms()})
-	require.NoError(t, err)
-	b.streaming("a")
 }

@@ -17,9 +17,11 @@ import (
 	"theseus.dev/theseus/internal/postgres"
 )
 
-func TestEmergencyReparent(t *testing.T) {
+// TestReparents plays a coordinator: an emergency one, the old primary's return, and a planned one back to it. It prints
+// how long each step took, and asserts only that nothing is lost.
+func TestReparents(t *testing.T) {
 	s := newShard(t, "a", "b", "c")
-	a, b, c := s.nodes["a"], s.nodes["b"], s.nodes["c"]
+	a := s.nodes["a"]
 	exited := make(chan time.Time, 1)
 	var killed atomic.Bool
 	s.watchAll(func(st *agentpb.Status) {
@@ -31,34 +33,64 @@ func TestEmergencyReparent(t *testing.T) {
 		}
 	})
 	s.bootstrap("a", "b", "c")
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	conn, err := s.app(ctx, a)
-	require.NoError(t, err)
-	_, err = conn.Exec(ctx, "CREATE TABLE t (id int primary key)")
-	require.NoError(t, err)
-	acked := 0
-	for ; acked < 100; acked++ {
-		_, err = conn.Exec(ctx, "INSERT INTO t VALUES ($1)", acked)
-		require.NoError(t, err)
-	}
-
+	ctx := minute(t)
+	rows := s.insert(ctx, a, 0, 100)
 	killed.Store(true)
 	begun := time.Now()
 	require.NoError(t, syscall.Kill(a.postmaster(), syscall.SIGKILL))
 	select {
 	case at := <-exited:
 		t.Logf("exit noticed after %v", at.Sub(begun).Round(time.Microsecond))
-	case <-time.After(5 * time.Second):
+	case <-time.After(10 * time.Second):
 		t.Fatal("exit not noticed")
 	}
+	winner, other := s.emergency(ctx, 2, s.nodes["b"], s.nodes["c"], "a")
+	t.Logf("kill to established: %v", time.Since(begun).Round(time.Microsecond))
+	rows = s.insert(ctx, winner, rows, 10)
 
+	require.Equal(t, agentpb.Role_STOPPED, a.status().GetRole(), "the old primary waits")
 	step := time.Now()
+	r, err := a.client.Follow(ctx, &agentpb.FollowRequest{Term: 2, Primary: winner.endpoint(), TimelineTerms: winner.status().GetTimelineTerms(), RewindTimeoutMs: 20000})
+	require.NoError(t, err)
+	require.False(t, r.GetDiverged(), r.GetWhy())
+	a.streaming(winner.name)
+	t.Logf("old primary rejoined: %v", time.Since(step).Round(time.Microsecond))
+	winner.eventually("two standbys", func(st *agentpb.Status) bool { return len(st.GetPeers()) == 2 })
+
+	s.planned(ctx, 3, winner, a, other)
+	s.insert(ctx, a, rows, 10)
+	winner.streaming("a")
+	s.logSteps()
+}
+
+// insert adds n rows as the application and checks that all before are there; it returns how many there are now.
+func (s *shardUnderTest) insert(ctx context.Context, n *node, have, more int) int {
+	t := s.t
+	conn, err := s.app(ctx, n)
+	require.NoError(t, err)
+	defer func() { _ = conn.Close(ctx) }()
+	if have == 0 {
+		_, err = conn.Exec(ctx, "CREATE TABLE t (id int primary key)")
+		require.NoError(t, err)
+	}
+	var found int
+	require.NoError(t, conn.QueryRow(ctx, "SELECT count(*) FROM t").Scan(&found))
+	require.Equal(t, have, found, "rows lost or invented")
+	for i := range more {
+		_, err = conn.Exec(ctx, "INSERT INTO t VALUES ($1)", have+i)
+		require.NoError(t, err)
+	}
+	return have + more
+}
+
+// emergency collects both promises, promotes the one further on, and establishes it.
+func (s *shardUnderTest) emergency(ctx context.Context, term uint64, b, c *node, old string) (winner, other *node) {
+	t, step := s.t, time.Now()
 	var replies [2]*agentpb.PromiseReply
 	var all sync.WaitGroup
 	for i, n := range []*node{b, c} {
 		all.Go(func() {
-			r, err := n.client.Promise(ctx, &agentpb.PromiseRequest{Term: 2, Coordinator: "test"})
+			r, err := n.client.Promise(ctx, &agentpb.PromiseRequest{Term: term, Coordinator: "test"})
 			if err != nil {
 				t.Error(err)
 			}
@@ -67,86 +99,68 @@ func TestEmergencyReparent(t *testing.T) {
 	}
 	all.Wait()
 	t.Logf("promises: %v (%v, %v)", time.Since(step).Round(time.Microsecond), replies[0].GetFlushed(), replies[1].GetFlushed())
-	winner, other := b, c
+	winner, other = b, c
 	if replies[1].GetFlushed().GetLsn() > replies[0].GetFlushed().GetLsn() {
 		winner, other = c, b
 	}
-	step = time.Now()
-	_, err = winner.client.Promote(ctx, &agentpb.PromoteRequest{Term: 2, Coordinator: "test", Cohort: &agentpb.Cohort{Term: 2, Primary: winner.name, Members: []string{"a", other.name}, Acks: 1}})
+	s.takeOver(ctx, "ERS", &agentpb.Cohort{Term: term, Primary: winner.name, Members: []string{old, other.name}, Acks: 1}, other)
+	return winner, other
+}
+
+// takeOver is what both kinds have in common: promote, have one follow, establish.
+func (s *shardUnderTest) takeOver(ctx context.Context, kind string, cohort *agentpb.Cohort, follower *node) {
+	t, step, primary := s.t, time.Now(), s.nodes[cohort.GetPrimary()]
+	promoted, err := primary.client.Promote(ctx, &agentpb.PromoteRequest{Term: cohort.GetTerm(), Coordinator: "test", Cohort: cohort})
 	require.NoError(t, err)
 	t.Logf("promote: %v", time.Since(step).Round(time.Microsecond))
-	step = time.Now()
-	terms := winner.status().GetTimelineTerms()
-	all.Go(func() {
+	var follows sync.WaitGroup
+	follows.Go(func() {
 		at := time.Now()
-		r, err := other.client.Follow(ctx, &agentpb.FollowRequest{Term: 2, Primary: winner.endpoint(), TimelineTerms: terms})
+		r, err := follower.client.Follow(ctx, &agentpb.FollowRequest{Term: cohort.GetTerm(), Primary: primary.endpoint(), TimelineTerms: promoted.GetStatus().GetTimelineTerms()})
 		if err != nil || r.GetDiverged() {
 			t.Error(err, r)
 		}
 		t.Logf("follow: %v", time.Since(at).Round(time.Microsecond))
 	})
-	_, err = winner.client.Establish(ctx, &agentpb.EstablishRequest{Term: 2, Kind: "ERS", Reason: "test"})
+	_, err = primary.client.Establish(ctx, &agentpb.EstablishRequest{Term: cohort.GetTerm(), Kind: kind, Reason: "test"})
 	require.NoError(t, err)
-	t.Logf("establish: %v", time.Since(step).Round(time.Microsecond))
-	t.Logf("kill to established: %v", time.Since(begun).Round(time.Microsecond))
-	all.Wait()
+	t.Logf("promote and establish: %v", time.Since(step).Round(time.Microsecond))
+	follows.Wait()
+}
 
-	conn, err = s.app(ctx, winner)
+// planned moves the primary from old to next.
+func (s *shardUnderTest) planned(ctx context.Context, term uint64, old, next, other *node) {
+	t := s.t
+	_, err := old.client.Checkpoint(ctx, &agentpb.CheckpointRequest{Term: term - 1})
 	require.NoError(t, err)
-	var n int
-	require.NoError(t, conn.QueryRow(ctx, "SELECT count(*) FROM t").Scan(&n))
-	require.Equal(t, acked, n)
-	_, err = conn.Exec(ctx, "INSERT INTO t VALUES ($1)", acked)
+	begun := time.Now()
+	_, err = old.client.Drain(ctx, &agentpb.DrainRequest{Term: term - 1, TimeoutMs: 3000})
 	require.NoError(t, err)
-
-	require.Equal(t, agentpb.Role_STOPPED, a.status().GetRole(), "the old primary waits")
-	step = time.Now()
-	r, err := a.client.Follow(ctx, &agentpb.FollowRequest{Term: 2, Primary: winner.endpoint(), TimelineTerms: terms, RewindTimeoutMs: 20000})
+	t.Logf("drain: %v", time.Since(begun).Round(time.Microsecond))
+	step := time.Now()
+	d, err := old.client.Demote(ctx, &agentpb.DemoteRequest{Term: term, TimeoutMs: 3000, Candidate: next.name})
 	require.NoError(t, err)
-	require.False(t, r.GetDiverged(), r.GetWhy())
-	a.streaming(winner.name)
-	t.Logf("old primary rejoined: %v", time.Since(step).Round(time.Microsecond))
-
-	// Planned, back to a.
-	require.Eventually(t, func() bool { return len(winner.status().GetPeers()) == 2 }, 5*time.Second, 10*time.Millisecond)
-	_, err = winner.client.Checkpoint(ctx, &agentpb.CheckpointRequest{Term: 2})
-	require.NoError(t, err)
-	step = time.Now()
-	_, err = winner.client.Drain(ctx, &agentpb.DrainRequest{Term: 2, TimeoutMs: 3000})
-	require.NoError(t, err)
-	t.Logf("drain: %v", time.Since(step).Round(time.Microsecond))
-	demote := time.Now()
-	d, err := winner.client.Demote(ctx, &agentpb.DemoteRequest{Term: 3, TimeoutMs: 3000})
-	require.NoError(t, err)
-	t.Logf("demote: %v", time.Since(demote).Round(time.Microsecond))
+	t.Logf("demote: %v", time.Since(step).Round(time.Microsecond))
 	require.True(t, d.GetCleanShutdown())
-	p, err := a.client.Promise(ctx, &agentpb.PromiseRequest{Term: 3})
+	p, err := next.client.Promise(ctx, &agentpb.PromiseRequest{Term: term})
 	require.NoError(t, err)
 	require.Equal(t, postgres.LSN(d.GetFlushed().GetLsn()).String(), postgres.LSN(p.GetFlushed().GetLsn()).String(), "the candidate has the shutdown checkpoint")
 	require.Equal(t, d.GetFlushed().GetWalTerm(), p.GetFlushed().GetWalTerm())
-	promote := time.Now()
-	_, err = a.client.Promote(ctx, &agentpb.PromoteRequest{Term: 3, Cohort: &agentpb.Cohort{Term: 3, Primary: "a", Members: []string{"b", "c"}, Acks: 1}})
-	require.NoError(t, err)
-	t.Logf("promote: %v", time.Since(promote).Round(time.Microsecond))
-	all.Go(func() {
-		_, err := other.client.Follow(ctx, &agentpb.FollowRequest{Term: 3, Primary: a.endpoint(), TimelineTerms: a.status().GetTimelineTerms()})
-		if err != nil {
-			t.Error(err)
-		}
-	})
-	_, err = a.client.Establish(ctx, &agentpb.EstablishRequest{Term: 3, Kind: "PRS", Reason: "test"})
-	require.NoError(t, err)
-	t.Logf("promote and establish: %v; the whole pause: %v", time.Since(promote).Round(time.Microsecond), time.Since(step).Round(time.Microsecond))
-	all.Wait()
-	r, err = winner.client.Follow(ctx, &agentpb.FollowRequest{Term: 3, Primary: a.endpoint(), TimelineTerms: a.status().GetTimelineTerms()})
+	s.takeOver(ctx, "PRS", &agentpb.Cohort{Term: term, Primary: next.name, Members: []string{old.name, other.name}, Acks: 1}, other)
+	t.Logf("the whole pause: %v", time.Since(begun).Round(time.Microsecond))
+	r, err := old.client.Follow(ctx, &agentpb.FollowRequest{Term: term, Primary: next.endpoint(), TimelineTerms: next.status().GetTimelineTerms()})
 	require.NoError(t, err)
 	require.False(t, r.GetDiverged(), "a clean old primary needs no rewind: %s", r.GetWhy())
-	winner.streaming("a")
+}
+
+// logSteps prints what the agents say about their own steps.
+func (s *shardUnderTest) logSteps() {
 	for _, n := range s.nodes {
 		for line := range strings.Lines(n.out.String()) {
 			for _, what := range []string{"steps of", `"promised"`, `"primary stopped"`, `"established"`} {
 				if strings.Contains(line, what) {
-					t.Logf("%s: %s", n.name, strings.TrimSpace(line[46:]))
+					_, said, _ := strings.Cut(line, `"msg":`)
+					s.t.Logf("%s: %s", n.name, strings.TrimSpace(said))
 				}
 			}
 		}

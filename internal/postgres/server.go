@@ -23,9 +23,10 @@ type Server struct {
 	logs  *Logs
 	log   *slog.Logger
 
-	mu      sync.Mutex
-	running *process // the last one started; nil before the first
-	runtime Runtime
+	mu         sync.Mutex
+	parameters map[string]string // instead of conf.Parameters, which does not change
+	running    *process          // the last one started; nil before the first
+	runtime    Runtime
 	// gate guards the file conf.gateKey(): see StopReceiver.
 	gate    sync.Mutex
 	gateway bool // whether the gate is open
@@ -47,21 +48,23 @@ type process struct {
 
 // NewServer makes a Server; nothing is touched.
 func NewServer(conf Config, procs *Processes, logs *Logs, log *slog.Logger) *Server {
-	return &Server{conf: conf, procs: procs, logs: logs, log: log, runtime: Runtime{Sync: Nobody}, warm: newWarm()}
+	return &Server{conf: conf, procs: procs, logs: logs, log: log, runtime: Runtime{Sync: Nobody}, warm: newWarm(), parameters: conf.Parameters}
 }
 
 // SetParameters replaces the user's parameters from the next start on.
 func (s *Server) SetParameters(p map[string]string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.conf.Parameters = p
+	s.parameters = p
 }
 
-// config is a copy that is safe to use without the lock.
+// config is a copy with the parameters of this moment.
 func (s *Server) config() Config {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.conf
+	conf := s.conf
+	conf.Parameters = s.parameters
+	return conf
 }
 
 // Initialised says whether there is a data directory.
@@ -145,8 +148,8 @@ func (s *Server) prepare(mode Mode, r Runtime) error {
 	s.mu.Lock()
 	s.runtime = r
 	s.sync = appliedAtStart(r.Sync)
-	conf := s.conf
 	s.mu.Unlock()
+	conf := s.config()
 	if err := s.setGate(r.Upstream != nil); err != nil {
 		return err
 	}
