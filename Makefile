@@ -56,7 +56,7 @@ test-lab: packages lab-binaries ## Every verb of the lab
 	cd lab && CGO_ENABLED=0 THESEUS_LAB=theseus-lab-e2e go test -tags e2e -timeout 15m -count 1 -p 1 ./e2e/...
 
 .PHONY: test-e2e
-test-e2e: packages binaries images ## End-to-end in the lab; RUN= selects tests, COUNT= repeats them, KEEP=1 leaves the lab up
+test-e2e: packages binaries images image-operand-15 ## End-to-end in the lab; RUN= selects tests, COUNT= repeats them, KEEP=1 leaves the lab up
 	THESEUS_LAB=$(TEST_LAB) go test -tags e2e -timeout 45m -count $(or $(COUNT),1) -v -p 1 $(if $(RUN),-run '$(RUN)') ./test/e2e/...
 
 ##@ Simulation

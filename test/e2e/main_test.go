@@ -65,7 +65,7 @@ func setUp(ctx context.Context) error {
 	}{
 		{"lab up", func() error { return kit.Up(ctx, nodes) }},
 		{"load images", func() error {
-			return kit.LoadImages(ctx, filepath.Join(images, "operator.tar"), filepath.Join(images, "operand-pg17.tar"))
+			return kit.LoadImages(ctx, filepath.Join(images, "operator.tar"), filepath.Join(images, "operand-pg17.tar"), filepath.Join(images, "operand-pg15.tar"))
 		}},
 		{"install chart", func() error { return kit.Install(ctx, labkit.LabImages()) }},
 	} {

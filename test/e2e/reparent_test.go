@@ -109,7 +109,7 @@ func TestPrimaryFails(t *testing.T) {
 			f := newFixture(t, nil)
 			f.waitReady()
 			old := f.shard().Status.Primary
-			f.moveOperatorsOff(f.nodeOf(old))
+			f.moveOthersOff(f.nodeOf(old))
 			load := f.startLoad()
 			undo := ft.inject(f, old)
 			took := f.eventually("another primary is established", func(s *v1alpha1.Shard) bool {

@@ -38,7 +38,7 @@ func TestQuorum(t *testing.T) {
 
 	frozen := []string{f.nodeOf(current(s).Members[0]), f.nodeOf(current(s).Members[1])}
 	// A primary that hears neither the operator nor its standbys fences itself: that is another test.
-	f.moveOperatorsOff(frozen...)
+	f.moveOthersOff(frozen...)
 	for _, n := range frozen {
 		f.lab("node", "freeze", n)
 		defer f.lab("node", "thaw", n)
@@ -146,11 +146,11 @@ func TestControlPlaneDown(t *testing.T) {
 // PostgreSQL 15 starts too, alone: a shard of one instance, and its volume is kept when it is deleted if so asked.
 func TestSingleInstanceRetainedVolume(t *testing.T) {
 	f := newFixture(t, func(db *v1alpha1.Database) {
-		db.Spec.Instances = 1
+		db.Spec.Instances, db.Spec.Postgres.Major = 1, 15
 		db.Spec.DeletionPolicy = v1alpha1.DeletionPolicyRetainVolumes
 	})
 	f.waitReady()
-	f.psql("CREATE TABLE planks (id int PRIMARY KEY)")
+	require.Equal(t, "15", f.psql("SELECT current_setting('server_version_num')::int / 10000"))
 	instance := f.instances()[0]
 	require.NoError(t, kit.Client.Delete(f.ctx, &v1alpha1.Database{ObjectMeta: f.meta()}))
 	require.NoError(t, f.waitDeleted(f.ctx))
@@ -192,16 +192,27 @@ func (f *fixture) killOperators() {
 		client.MatchingLabels{"app.kubernetes.io/name": "theseus"}, client.GracePeriodSeconds(0)))
 }
 
-// moveOperatorsOff makes the operator's Pods run on other nodes.
-func (f *fixture) moveOperatorsOff(nodes ...string) {
+// moveOthersOff makes the operator's Pods and this Database's gateways run on other nodes, so that a fault of these nodes
+// is a fault of instances alone: what a gateway's death costs is another question (its own connections).
+func (f *fixture) moveOthersOff(nodes ...string) {
 	f.t.Helper()
 	for _, n := range nodes {
 		_, err := kit.Kubectl(f.ctx, "cordon", n)
 		require.NoError(f.t, err)
 	}
 	f.killOperators()
-	_, err := kit.Kubectl(f.ctx, "-n", labkit.OperatorNamespace, "rollout", "status", "deployment", "theseus-operator", "--timeout=2m")
-	require.NoError(f.t, err)
+	gateways := &corev1.PodList{}
+	require.NoError(f.t, kit.Client.List(f.ctx, gateways, client.InNamespace(f.namespace),
+		client.MatchingLabels{v1alpha1.LabelComponent: v1alpha1.ComponentGateway}))
+	for i := range gateways.Items {
+		if slices.Contains(nodes, gateways.Items[i].Spec.NodeName) {
+			require.NoError(f.t, client.IgnoreNotFound(kit.Client.Delete(f.ctx, &gateways.Items[i])))
+		}
+	}
+	for _, d := range [][2]string{{labkit.OperatorNamespace, "theseus-operator"}, {f.namespace, f.shard().Name + "-gateway"}} {
+		_, err := kit.Kubectl(f.ctx, "-n", d[0], "rollout", "status", "deployment", d[1], "--timeout=2m")
+		require.NoError(f.t, err)
+	}
 	for _, n := range nodes {
 		_, err := kit.Kubectl(f.ctx, "uncordon", n)
 		require.NoError(f.t, err)
