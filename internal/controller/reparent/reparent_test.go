@@ -82,7 +82,8 @@ func TestAPromiseThatProvesNothingIsNone(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, quorum.Promise{Instance: "a", Term: 4, Position: quorum.Position{WALTerm: 3, LSN: 7}}, p)
 	for _, bad := range []*agentpb.PromiseReply{
-		{Term: 4}, {Term: 4, Flushed: &agentpb.Position{Lsn: 7}},
+		{Term: 4},
+		{Term: 4, Flushed: &agentpb.Position{Lsn: 7}},
 		{Term: 4, Flushed: &agentpb.Position{WalTerm: 3, Lsn: 7}, LowerBound: true},
 	} {
 		_, err := promiseOf("a", bad)
