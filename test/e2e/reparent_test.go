@@ -57,8 +57,6 @@ func TestReparentRefused(t *testing.T) {
 type fault struct {
 	name   string
 	inject func(f *fixture, primary string) (undo func())
-	// keeps: the primary must still be the primary afterwards.
-	keeps bool
 	// gone: the instance must have left the shard in the end, and a successor joined.
 	gone bool
 }

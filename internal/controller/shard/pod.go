@@ -210,9 +210,6 @@ func memoryVolume(name, limit string) corev1.Volume {
 	}}
 }
 
-// endpointOf is how an instance is reached; "" host while its Pod has no address.
-func hostOf(pod *corev1.Pod) string { return pod.Status.PodIP }
-
 // nodeZone reads the zone from a node's labels.
 func nodeZone(node *corev1.Node) string { return node.Labels[corev1.LabelTopologyZone] }
 
