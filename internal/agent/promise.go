@@ -34,6 +34,7 @@ func (a *Agent) Promise(ctx context.Context, req *agentpb.PromiseRequest) (*agen
 	persisted := time.Now()
 	reply, err := a.revoke(ctx)
 	if err != nil {
+		a.log.Warn("promised, but the end of WAL is not known", "term", req.GetTerm(), "coordinator", req.GetCoordinator(), "error", err)
 		return nil, failed(err)
 	}
 	a.log.Info("promised", "persisted", persisted.Sub(begun).Round(100*time.Microsecond).String(), "revoked", took(persisted), "term", req.GetTerm(), "coordinator", req.GetCoordinator(), "walTerm", reply.GetFlushed().GetWalTerm(),
