@@ -2,5 +2,9 @@
 
 package sim
 
-// seeds of TestSeeds under the race detector, which is ten times slower and finds nothing in one thread.
-const seeds = 150
+// The race detector makes a run ten times slower and finds nothing in one thread: under it the simulation is only shown
+// to work. `go test ./internal/sim/` is the test.
+const (
+	seeds = 60
+	brief = true
+)

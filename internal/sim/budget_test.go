@@ -2,5 +2,8 @@
 
 package sim
 
-// seeds of TestSeeds: about half a minute on one slow core.
-const seeds = 900
+// seeds of TestSeeds: a quarter of a minute on one core that is otherwise idle, a minute on a busy one.
+const (
+	seeds = 1200
+	brief = false
+)

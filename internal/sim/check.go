@@ -152,14 +152,24 @@ func (w *world) healthy() string {
 	return ""
 }
 
-// unattributed reports whether an instance holds WAL of a timeline whose term nobody alive can tell: it followed an
-// instance by name that was promoted again without its knowing, and that was destroyed within milliseconds of it. Such an
-// instance promises nothing, which is safe, and the shard waits for people. See docs/reparent.md, what is not promised.
-func (w *world) unattributed() bool {
+// hopeless says why a shard cannot recover without people, "" when it can. These are the limits of the protocol, not
+// violations of it; see docs/reparent.md, what is not promised.
+func (w *world) hopeless() string {
+	var whole []string
 	for _, i := range w.api.list {
-		if i.whole() && !i.agent.known() {
-			return true
+		if !i.whole() {
+			continue
+		}
+		whole = append(whole, i.name)
+		// It followed an instance by name that was promoted again without its knowing and was destroyed within milliseconds
+		// of it. Such an instance promises nothing.
+		if !i.agent.known() {
+			return "a timeline nobody alive can attribute"
 		}
 	}
-	return false
+	// The schedule destroyed a member just before its admission to the cohort was stored.
+	if quorum.Revocable(w.api.record, whole) != nil {
+		return "too few whole instances"
+	}
+	return ""
 }

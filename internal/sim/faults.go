@@ -3,6 +3,7 @@ package sim
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -69,35 +70,58 @@ func (f Fault) String() string {
 
 // plots are faults that are dangerous together. Times are from the beginning of the plot; each is moved a little, and its
 // duration varied.
-var plots = [][]Fault{
-	// A standby that lags is left alone with the primary, which is then lost.
-	{{0, StallDisk, 0, 0, 9 * time.Second}, {300 * time.Millisecond, PowerCut, 1, 0, 12 * time.Second}, {5 * time.Second, DestroyNode, 7, 0, 0}},
-	{{0, CutOneWay, 7, 0, 5 * time.Second}, {300 * time.Millisecond, PowerCut, 1, 0, 8 * time.Second}, {4 * time.Second, DestroyNode, 7, 0, 0}},
-	// A new primary is cut off from its standbys just after its promotion, and lost.
-	{{0, Switchover, 0, 0, 0}, {150 * time.Millisecond, CutStandbys, 7, 0, 3 * time.Second}, {2 * time.Second, DestroyNode, 7, 0, 0}},
-	{{0, KillPostgres, 7, 0, 0}, {100 * time.Millisecond, CutStandbys, 7, 0, 3 * time.Second}, {2 * time.Second, PowerCut, 7, 0, 3 * time.Second}},
-	// The old primary lives on unseen while the one who promised forgets in a power cut.
-	{{0, HangAgent, 7, 0, 8 * time.Second}, {50 * time.Millisecond, CutStandbys, 7, 0, 2500 * time.Millisecond}, {2 * time.Second, PowerCut, 1, 0, 500 * time.Millisecond}},
-	{{0, CutOperators, 7, 0, 8 * time.Second}, {50 * time.Millisecond, CutStandbys, 7, 0, 2500 * time.Millisecond}, {2 * time.Second, PowerCut, 2, 0, 500 * time.Millisecond}},
-	// Members come and go while orders are late, and then the primary is lost.
-	{
-		{0, SlowDisk, 0, 0, 20 * time.Second}, {0, CutNode, 1, 0, 2600 * time.Millisecond}, {4 * time.Second, CutNode, 1, 0, 2600 * time.Millisecond}, {8 * time.Second, CutNode, 1, 0, 2600 * time.Millisecond},
+var plots = map[string][]Fault{
+	"a standby that lags is left alone with the primary, which is then lost": {
+		{0, StallDisk, 0, 0, 12 * time.Second}, {300 * time.Millisecond, PowerCut, 1, 0, 14 * time.Second}, {4 * time.Second, DestroyNode, 7, 0, 0}, {5 * time.Second, PowerCut, 0, 0, 300 * time.Millisecond},
+	},
+	"the same, cut off one way": {
+		{0, CutOneWay, 7, 0, 5 * time.Second}, {300 * time.Millisecond, PowerCut, 1, 0, 8 * time.Second}, {4 * time.Second, DestroyNode, 7, 0, 0},
+	},
+	"a new primary is cut off from its standbys just after its promotion, and lost": {
+		{0, Switchover, 0, 0, 0}, {150 * time.Millisecond, CutStandbys, 7, 0, 3 * time.Second}, {2 * time.Second, DestroyNode, 7, 0, 0},
+	},
+	"the same after an emergency": {
+		{0, KillPostgres, 7, 0, 0}, {100 * time.Millisecond, CutStandbys, 7, 0, 3 * time.Second}, {2 * time.Second, PowerCut, 7, 0, 3 * time.Second},
+	},
+	"the old primary lives on unseen while one who promised forgets in a power cut": {
+		{0, HangAgent, 7, 0, 12 * time.Second}, {20 * time.Millisecond, CutOperators, 7, 0, 12 * time.Second}, {40 * time.Millisecond, CutStandbys, 7, 0, 2500 * time.Millisecond}, {2 * time.Second, PowerCut, 0, 0, 300 * time.Millisecond},
+	},
+	"both who promised forget": {
+		{0, HangAgent, 7, 0, 12 * time.Second}, {20 * time.Millisecond, CutStandbys, 7, 0, 2500 * time.Millisecond}, {2 * time.Second, PowerCut, 0, 0, 300 * time.Millisecond}, {2 * time.Second, PowerCut, 1, 0, 300 * time.Millisecond},
+	},
+	"a member flaps while orders are late, and is lost with the primary": {
+		{0, SlowDisk, 0, 0, 30 * time.Second}, {0, CutNode, 1, 0, 2600 * time.Millisecond}, {4 * time.Second, CutNode, 1, 0, 2600 * time.Millisecond}, {8 * time.Second, CutNode, 1, 0, 2600 * time.Millisecond},
 		{12 * time.Second, CutNode, 1, 0, 8 * time.Second}, {12 * time.Second, DestroyNode, 7, 0, 0},
 	},
-	{{0, KillPod, 1, 0, 4 * time.Second}, {4 * time.Second, KillPod, 2, 0, 4 * time.Second}, {8 * time.Second, PowerCut, 1, 0, 4 * time.Second}, {12 * time.Second, DestroyNode, 7, 0, 0}},
-	{{0, PowerCut, 1, 0, 2 * time.Second}, {3 * time.Second, PowerCut, 2, 0, 2 * time.Second}, {6 * time.Second, PowerCut, 1, 0, 2 * time.Second}, {9 * time.Second, FreezeNode, 7, 0, 6 * time.Second}},
-	// A learner catches up while the members are cut off from the primary, which is then lost.
-	{{0, Leave, 1, 0, 0}, {0, Leave, 2, 0, 0}, {1500 * time.Millisecond, CutOneWay, 7, 1, 4 * time.Second}, {1500 * time.Millisecond, CutOneWay, 7, 2, 4 * time.Second}, {3 * time.Second, DestroyNode, 7, 0, 0}},
-	// The coordinator stops in the middle and goes on later.
-	{{0, Switchover, 0, 0, 0}, {40 * time.Millisecond, PauseOperator, 0, 0, 6 * time.Second}, {3 * time.Second, KillPostgres, 7, 0, 0}},
-	{{0, Switchover, 0, 1, 0}, {60 * time.Millisecond, PauseOperator, 0, 1, 4 * time.Second}, {100 * time.Millisecond, FreezeNode, 7, 0, 5 * time.Second}},
-	// Promotions that fail one after the other.
-	{{0, KillPostgres, 7, 0, 0}, {30 * time.Millisecond, KillPod, 1, 0, time.Second}, {1500 * time.Millisecond, KillPod, 2, 0, time.Second}, {2500 * time.Millisecond, PowerCut, 1, 0, time.Second}},
+	"members come and go, and then the primary is lost": {
+		{0, KillPod, 0, 0, 4 * time.Second}, {4 * time.Second, KillPod, 1, 0, 4 * time.Second}, {8 * time.Second, PowerCut, 0, 0, 4 * time.Second}, {12 * time.Second, DestroyNode, 7, 0, 0},
+	},
+	"members come and go, and then the primary is frozen": {
+		{0, PowerCut, 0, 0, 2 * time.Second}, {3 * time.Second, PowerCut, 1, 0, 2 * time.Second}, {6 * time.Second, PowerCut, 0, 0, 2 * time.Second}, {9 * time.Second, FreezeNode, 7, 0, 6 * time.Second},
+	},
+	"a learner catches up while the members are cut off from the primary, which is then lost": {
+		{0, Leave, 0, 0, 0}, {0, Leave, 1, 0, 0}, {1500 * time.Millisecond, CutOneWay, 7, 0, 4 * time.Second}, {1500 * time.Millisecond, CutOneWay, 7, 1, 4 * time.Second}, {3 * time.Second, DestroyNode, 7, 0, 0},
+	},
+	"the coordinator stops in the middle and goes on later": {
+		{0, Switchover, 0, 0, 0}, {40 * time.Millisecond, PauseOperator, 0, 0, 6 * time.Second}, {3 * time.Second, KillPostgres, 7, 0, 0},
+	},
+	"and the primary with it": {
+		{0, Switchover, 0, 1, 0}, {60 * time.Millisecond, PauseOperator, 0, 1, 4 * time.Second}, {100 * time.Millisecond, FreezeNode, 7, 0, 5 * time.Second},
+	},
+	"promotions fail one after the other": {
+		{0, KillPostgres, 7, 0, 0}, {30 * time.Millisecond, KillPod, 0, 0, time.Second}, {1500 * time.Millisecond, KillPod, 1, 0, time.Second}, {2500 * time.Millisecond, PowerCut, 0, 0, time.Second},
+	},
+	"a primary is promoted again while the agent of a standby hangs": {
+		{0, HangAgent, 1, 0, 5 * time.Second}, {20 * time.Millisecond, CutOperators, 1, 0, 5 * time.Second}, {200 * time.Millisecond, PowerCut, 0, 0, 9 * time.Second}, {400 * time.Millisecond, KillPostgres, 7, 0, 0}, {5 * time.Second, DestroyNode, 7, 0, 0},
+	},
 }
 
 // draw makes a schedule: plots, and bursts of faults close together, since it is the second one in the middle of the
 // first's repair that breaks things. The primary is a favourite target.
-func draw(seed uint64, trouble time.Duration) []Fault {
+//
+// With a plot, that one is repeated and nothing else happens.
+func draw(seed uint64, trouble time.Duration, plot string) []Fault {
+	names := slices.Sorted(maps.Keys(plots))
 	r := rand.New(rand.NewPCG(seed, 0xfa17))
 	total := 0
 	for _, k := range kinds {
@@ -106,11 +130,18 @@ func draw(seed uint64, trouble time.Duration) []Fault {
 	upTo := func(d time.Duration) time.Duration { return time.Duration(r.Int64N(int64(d))) }
 	var out []Fault
 	for at := time.Second; at < trouble; at += upTo(8 * time.Second) {
-		if r.IntN(2) == 0 {
-			for _, f := range plots[r.IntN(len(plots))] {
-				f.At = at + f.At/2 + upTo(f.At+50*time.Millisecond)
-				f.For = f.For/2 + upTo(f.For+time.Millisecond)
+		if plot != "" || r.IntN(2) == 0 {
+			name := plot
+			if plot == "" {
+				name = names[r.IntN(len(names))]
+			}
+			for _, f := range plots[name] {
+				f.At = at + f.At*8/10 + upTo(f.At*4/10+30*time.Millisecond)
+				f.For = f.For*7/10 + upTo(f.For*6/10+time.Millisecond)
 				out = append(out, f)
+			}
+			if plot != "" {
+				at += 20 * time.Second
 			}
 			continue
 		}

@@ -78,8 +78,8 @@ func (o *operator) hear(i *instance, r report) {
 		h.advanced = o.now()
 	}
 	h.report, h.at, h.disconnected = r, o.now(), false
-	for name := range r.Peers {
-		if d := o.w.byName[name]; d != nil {
+	for name, peer := range r.Peers {
+		if d := o.w.byName[name]; d != nil && peer.ReplyAge < time.Second {
 			o.of(d).streaming = o.now()
 		}
 	}

@@ -298,8 +298,12 @@ func (pg *postgres) acknowledge() {
 	}, nil)
 }
 
-// receiverTimeout drops a connection on which nothing has come for too long. It runs on the standby's clock tick.
+// receiverTimeout drops a connection on which nothing has come for too long, and reports to the primary otherwise. It runs on
+// the agent's tick, like wal_receiver_status_interval.
 func (pg *postgres) receiverTimeout() {
+	if !pg.proc.frozen {
+		pg.acknowledge()
+	}
 	if s := pg.receiver; s != nil && pg.w.s.now-s.message > walTimeout {
 		pg.w.close(s, pg.i)
 	}

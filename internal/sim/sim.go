@@ -38,7 +38,7 @@ func (c Config) withDefaults() Config {
 		c.Quiet = 90 * time.Second
 	}
 	if c.Faults == nil {
-		c.Faults = draw(c.Seed, c.Trouble)
+		c.Faults = draw(c.Seed, c.Trouble, c.Plot)
 	}
 	return c
 }
@@ -63,8 +63,8 @@ func Run(conf Config) Result {
 			break
 		}
 	}
-	if w.violation == "" && why != "" && w.unattributed() {
-		w.count("stuck on a timeline nobody can attribute")
+	if stuck := w.hopeless(); w.violation == "" && why != "" && stuck != "" {
+		w.count("hopeless: " + stuck)
 		why, acked = "", -1
 	}
 	if w.violation == "" && (why != "" || w.ackCount == acked) {

@@ -18,6 +18,8 @@ type Config struct {
 	Instances int
 	// Faults to inject, in order of time. Nil draws them from the seed.
 	Faults []Fault
+	// Plot to repeat instead of all kinds of faults; see plots. "" for all.
+	Plot string
 	// Variant breaks a rule.
 	Variant Variant
 	// Trouble is how long faults go on. Default 40 s. Quiet is how long the shard then has to recover. Default 90 s.

@@ -29,11 +29,12 @@ func main() {
 	steps := flag.Int("steps", 0, "stop after that many steps in all; 0 is no limit")
 	instances := flag.Int("instances", 0, "instances of the shard; 0 varies them with the seed")
 	variant := flag.String("variant", "", "leave out a rule: "+names())
+	plot := flag.String("plot", "", "repeat one plot only (its name, see faults.go)")
 	shrink := flag.Int("shrink", 400, "runs to spend on shrinking a violation")
 	workers := flag.Int("workers", runtime.GOMAXPROCS(0), "runs at a time")
 	flag.Parse()
 
-	conf := sim.Config{Instances: *instances, Variant: find(*variant)}
+	conf := sim.Config{Instances: *instances, Plot: *plot, Variant: find(*variant)}
 	if *seed >= 0 {
 		conf.Seed = uint64(*seed)
 		conf.Trace = trace
