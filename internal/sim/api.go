@@ -79,7 +79,7 @@ func (a *api) retire(i *instance) error {
 	i.deleted = true
 	a.version++
 	a.changed()
-	a.w.s.after(a.w.s.uniform(time.Millisecond, 100*time.Millisecond), nil, func() { a.w.destroy(i) })
+	a.w.s.after(a.w.s.uniform(time.Millisecond, 100*time.Millisecond), nil, func() { a.w.retired(i) })
 	return nil
 }
 

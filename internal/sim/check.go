@@ -94,6 +94,24 @@ func (w *world) recorded(old, next quorum.Record) {
 	}
 }
 
+// retired: the operators throw an instance away. They must never throw away what the record may need.
+func (w *world) retired(i *instance) {
+	revocable := func() bool {
+		var whole []string
+		for _, o := range w.api.list {
+			if o.whole() {
+				whole = append(whole, o.name)
+			}
+		}
+		return quorum.Revocable(w.api.record, whole) == nil
+	}
+	before := revocable()
+	w.destroy(i)
+	if before && !revocable() {
+		w.fail("%s was thrown away, and without it nobody can tell what was acknowledged: %v", i.name, w.api.record.Cohorts)
+	}
+}
+
 // atMostOne: no two primaries are able to acknowledge, even if all that is in their way now went away: a standby counts for
 // the primary it is set to follow, until it has accepted a higher term.
 func (w *world) atMostOne() {
