@@ -133,6 +133,18 @@ func TestFollow(t *testing.T) {
 	require.Nil(t, s.Primary)
 }
 
+// A standby seeded while the shard was being bootstrapped may never have been told. Its promise forgets whom it followed,
+// and it must still be able to say where its WAL ends; nor may a later term be taken for that of initdb's timeline.
+func TestWALTermOfTheFirstTimeline(t *testing.T) {
+	s := State{Term: 1, Follow: &Target{Term: 1}}
+	require.NoError(t, s.promise(2))
+	for _, s := range []State{s, {Term: 5, Follow: &Target{Term: 5}}, {Term: 5, Intent: 5}} {
+		term, err := s.walTerm(1)
+		require.NoError(t, err)
+		require.EqualValues(t, 1, term)
+	}
+}
+
 func TestWALTerm(t *testing.T) {
 	s := State{Timelines: map[uint32]uint64{1: 1, 2: 4}}
 	term, err := s.walTerm(2)

@@ -87,12 +87,15 @@ func (s State) clone() State {
 }
 
 // walTerm is the term of a record on timeline tli. A timeline that nobody told this instance of was begun either by its
-// own interrupted promotion or by the primary it was told to follow, whose term comes with it.
+// own interrupted promotion or by the primary it was told to follow, whose term comes with it. Timeline 1 is initdb's, and
+// initdb is run once in a shard's life, by the bootstrap in term 1: that needs nobody's word.
 func (s State) walTerm(tli uint32) (uint64, error) {
 	if term, ok := s.Timelines[tli]; ok {
 		return term, nil
 	}
 	switch {
+	case tli == 1:
+		return 1, nil
 	case s.Intent != 0:
 		return s.Intent, nil
 	case s.Follow != nil && s.Follow.Term != 0:

@@ -233,6 +233,10 @@ func (r *Reconciler) prepare(ctx context.Context, shard *v1alpha1.Shard, s *Stat
 		if target = s.instance(a.Target); target == nil || target.IP == "" {
 			return nil, 0, fmt.Errorf("%s has no address", a.Target)
 		}
+		// WAL that is taken without knowing in which term it was written cannot be compared in an election.
+		if len(target.Status.GetTimelineTerms()) == 0 {
+			return nil, 0, fmt.Errorf("%s has not said yet in which terms its timelines began", a.Target)
+		}
 	}
 	switch a.Verb {
 	case AgentBootstrap:
