@@ -34,6 +34,14 @@ func (a *agent) follow(o followOrder) (any, error) {
 		if !a.known() {
 			a.learn()
 		}
+		if pg.upstream != o.primary || m.term < o.term {
+			// Nothing more may come from the old upstream while its timelines are compared with the new one's.
+			if pg.proc.frozen {
+				a.stopNow()
+			}
+			pg.stopReceiver()
+			a.settle()
+		}
 		m = a.mem
 		// Records of a timeline nobody said the term of may be anybody's: the same number proves nothing.
 		theirs, clash := map[uint32]uint64{}, !a.known() && !a.w.v.AdoptTimeline
