@@ -49,7 +49,6 @@ type agent struct {
 	drainUntil  time.Duration
 
 	operatorHeard time.Duration
-	sequence      uint64
 }
 
 var (
@@ -304,8 +303,9 @@ func (a *agent) promote(c quorum.Cohort) (any, error) {
 			return nil, errNotWhole
 		case m.term == c.Term && m.primary && pg.mode == pgPrimary:
 			return a.timelines(), nil
-		case m.primary && m.term != c.Term:
-			return nil, fmt.Errorf("%w: it leads term %d", errRefused, m.term)
+		case m.primary:
+			// A late order to a primary that went down since must not begin another timeline in the same term.
+			return nil, fmt.Errorf("%w: it leads term %d already", errRefused, m.term)
 		}
 		a.persist(func(s *agentState) {
 			s.term, s.intent, s.follow, s.primary = c.Term, c.Term, "", false

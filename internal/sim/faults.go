@@ -50,9 +50,31 @@ var kinds = []struct {
 	kind   FaultKind
 	weight int
 }{
-	{KillPostgres, 10}, {KillPod, 8}, {PowerCut, 8}, {DestroyNode, 4}, {FreezeNode, 8}, {StopPostgres, 4}, {HangAgent, 4}, {StallDisk, 5}, {SlowDisk, 2},
-	{CutNode, 8}, {CutStandbys, 6}, {CutOperators, 4}, {CutOneWay, 6}, {LossyNetwork, 3}, {SlowNetwork, 2}, {KillOperator, 8}, {PauseOperator, 8},
-	{KillAll, 2}, {TwoLeaders, 4}, {NoAPI, 3}, {ClockRate, 2}, {ClockJump, 2}, {Switchover, 12}, {Emergency, 4}, {Leave, 5},
+	{KillPostgres, 10},
+	{KillPod, 8},
+	{PowerCut, 8},
+	{DestroyNode, 4},
+	{FreezeNode, 8},
+	{StopPostgres, 4},
+	{HangAgent, 4},
+	{StallDisk, 5},
+	{SlowDisk, 2},
+	{CutNode, 8},
+	{CutStandbys, 6},
+	{CutOperators, 4},
+	{CutOneWay, 6},
+	{LossyNetwork, 3},
+	{SlowNetwork, 2},
+	{KillOperator, 8},
+	{PauseOperator, 8},
+	{KillAll, 2},
+	{TwoLeaders, 4},
+	{NoAPI, 3},
+	{ClockRate, 2},
+	{ClockJump, 2},
+	{Switchover, 12},
+	{Emergency, 4},
+	{Leave, 5},
 }
 
 // Fault is one thing that goes wrong at one time.
@@ -90,8 +112,12 @@ var plots = map[string][]Fault{
 		{0, HangAgent, 7, 0, 12 * time.Second}, {20 * time.Millisecond, CutStandbys, 7, 0, 2500 * time.Millisecond}, {2 * time.Second, PowerCut, 0, 0, 300 * time.Millisecond}, {2 * time.Second, PowerCut, 1, 0, 300 * time.Millisecond},
 	},
 	"a member flaps while orders are late, and is lost with the primary": {
-		{0, SlowDisk, 0, 0, 30 * time.Second}, {0, CutNode, 1, 0, 2600 * time.Millisecond}, {4 * time.Second, CutNode, 1, 0, 2600 * time.Millisecond}, {8 * time.Second, CutNode, 1, 0, 2600 * time.Millisecond},
-		{12 * time.Second, CutNode, 1, 0, 8 * time.Second}, {12 * time.Second, DestroyNode, 7, 0, 0},
+		{0, SlowDisk, 0, 0, 30 * time.Second},
+		{0, CutNode, 1, 0, 2600 * time.Millisecond},
+		{4 * time.Second, CutNode, 1, 0, 2600 * time.Millisecond},
+		{8 * time.Second, CutNode, 1, 0, 2600 * time.Millisecond},
+		{12 * time.Second, CutNode, 1, 0, 8 * time.Second},
+		{12 * time.Second, DestroyNode, 7, 0, 0},
 	},
 	"members come and go, and then the primary is lost": {
 		{0, KillPod, 0, 0, 4 * time.Second}, {4 * time.Second, KillPod, 1, 0, 4 * time.Second}, {8 * time.Second, PowerCut, 0, 0, 4 * time.Second}, {12 * time.Second, DestroyNode, 7, 0, 0},

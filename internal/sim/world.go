@@ -287,8 +287,9 @@ func (w *world) seed(p *instance) {
 		}
 		i.seeding = false
 		i.pg.flushed, i.pg.written, i.pg.newest = src.pg.flushed, src.pg.flushed, src.pg.newest
-		st := agentState{term: src.agent.mem.term, timelines: src.agent.mem.timelines, follow: p.name}
-		if src == p && src.agent.mem.intent != 0 {
+		// It follows nobody until it is told, since the source may have been promoted or pointed elsewhere meanwhile.
+		st := agentState{term: src.agent.mem.term, timelines: src.agent.mem.timelines}
+		if src.agent.mem.intent != 0 {
 			st.timelines = with(st.timelines, map[uint32]uint64{src.pg.flushed.tli(): src.agent.mem.intent})
 		}
 		i.agent.disk, i.agent.mem = st, st
