@@ -27,6 +27,7 @@ const AnnotationRetiring = "theseus.dev/retiring"
 // makes the operator wait that long again.
 type memory struct {
 	noPrimarySince    time.Time
+	cannotCommitSince time.Time
 	notStreamingSince map[string]time.Time
 	// strandedSince is since when a Pod could not be scheduled although its claim is bound.
 	strandedSince map[string]time.Time
@@ -184,6 +185,14 @@ func (r *Reconciler) recall(s *State, m *memory) {
 		s.NoPrimaryFor = s.Now.Sub(m.noPrimarySince)
 	}
 	primary := s.primary(r.Params)
+	switch c, _ := s.Record.Latest(); {
+	case s.established(r.Params) == nil || canCommit(c, primary):
+		m.cannotCommitSince = time.Time{}
+	case m.cannotCommitSince.IsZero():
+		m.cannotCommitSince = s.Now
+	default:
+		s.CannotCommitFor = s.Now.Sub(m.cannotCommitSince)
+	}
 	for i := range s.Instances {
 		it := &s.Instances[i]
 		switch {

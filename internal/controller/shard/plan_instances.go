@@ -160,7 +160,7 @@ func planGone(s *State, p Params, it *Instance, named, spare bool) *Action {
 		return &Action{Verb: DeleteClaim, Instance: it.Name, Why: "its Pod is gone and the shard was not established yet"}
 	case named && primary == nil && (s.Wanted == 1 || !s.Bootstrap.Done || s.NoPrimaryFor >= p.RestartAfter) && !s.Reparenting:
 		return restart("there is no primary and its volume may be needed")
-	case named && primary != nil && c.Has(it.Name) && !canCommit(c, primary):
+	case named && primary != nil && c.Has(it.Name) && s.CannotCommitFor >= p.CannotCommitAfter:
 		return restart("the primary cannot commit without it")
 	case spare:
 		return &Action{Verb: DeleteClaim, Instance: it.Name, Why: "its Pod is gone and the shard is redundant without it"}

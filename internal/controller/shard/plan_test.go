@@ -354,6 +354,8 @@ func TestAMemberWithoutWhichNothingCommitsIsStartedAgain(t *testing.T) {
 	w := newWorld(2).add("a", primaryOf(2, true, c), labelled("primary")).add("b", podGone)
 	w.Bootstrap = &v1alpha1.BootstrapStatus{Instance: "a", Done: true}
 	w.Record = quorum.Record{Cohorts: []quorum.Cohort{c}, Established: 2}
+	require.Equal(t, []string{"CreateInstance"}, w.planned(), "what is heard may be behind what is")
+	w.CannotCommitFor = 3 * time.Second
 	require.Equal(t, []string{"RestartInstance b"}, w.planned())
 }
 

@@ -26,6 +26,8 @@ type Params struct {
 	// FollowAfter is how long a standby that follows nobody is left to find its way by itself. Default 3 s: agents try
 	// again on their own after every failure.
 	FollowAfter time.Duration
+	// CannotCommitAfter is how long a primary must hear too few members before that counts. Default 2 s.
+	CannotCommitAfter time.Duration
 	// RewindTimeout bounds pg_rewind; after it the instance is seeded again. Default 30 s.
 	RewindTimeout time.Duration
 	// SeedLag is how far a standby may be behind in replay and still be what others are seeded from. Default 64 MiB.
@@ -35,13 +37,14 @@ type Params struct {
 // DefaultParams are the defaults.
 func DefaultParams() Params {
 	return Params{
-		StaleAfter:    2500 * time.Millisecond,
-		LostAfter:     30 * time.Second,
-		RestartAfter:  10 * time.Second,
-		StuckAfter:    30 * time.Second,
-		FollowAfter:   3 * time.Second,
-		RewindTimeout: 30 * time.Second,
-		SeedLag:       64 << 20,
+		StaleAfter:        2500 * time.Millisecond,
+		LostAfter:         30 * time.Second,
+		RestartAfter:      10 * time.Second,
+		StuckAfter:        30 * time.Second,
+		FollowAfter:       3 * time.Second,
+		CannotCommitAfter: 2 * time.Second,
+		RewindTimeout:     30 * time.Second,
+		SeedLag:           64 << 20,
 	}
 }
 
@@ -58,6 +61,9 @@ type State struct {
 	Reparenting bool
 	// NoPrimaryFor is how long no established primary has been seen; 0 while one is.
 	NoPrimaryFor time.Duration
+	// CannotCommitFor is how long the established primary has heard fewer members than a commit takes; 0 while it hears
+	// enough. What is heard right after a reparent is behind what is.
+	CannotCommitFor time.Duration
 	// InUse is where the primary's WAL ended when it was first seen to use the cohort it uses now.
 	InUseSince uint64
 	// NoGateway is true while clients are to come through gateways and none of them is ready to take them.

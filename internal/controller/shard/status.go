@@ -65,7 +65,7 @@ func (r *Reconciler) summarize(ctx context.Context, shard *v1alpha1.Shard, s *St
 		return nil
 	}
 	m.summarized = s.Now
-	r.announce(before, shard, m)
+	r.announce(before, shard, s, m)
 	return r.Client.Status().Patch(ctx, shard, client.MergeFrom(before))
 }
 
@@ -80,8 +80,11 @@ func sameWithoutNumbers(a, b *v1alpha1.ShardStatus) bool {
 }
 
 // announce makes an event of every condition that turned.
-func (r *Reconciler) announce(before, after *v1alpha1.Shard, m *memory) {
+func (r *Reconciler) announce(before, after *v1alpha1.Shard, s *State, m *memory) {
 	for _, name := range []string{v1alpha1.ConditionWritable, v1alpha1.ConditionRedundant} {
+		if s.Reparenting {
+			return // the reparent tells its own story, and half of it would only alarm
+		}
 		was, is := meta.FindStatusCondition(before.Status.Conditions, name), meta.FindStatusCondition(after.Status.Conditions, name)
 		if is == nil || was != nil && was.Status == is.Status && was.Reason == is.Reason {
 			continue
@@ -191,7 +194,7 @@ func writableCondition(s *State, p Params) metav1.Condition {
 	latest, recorded := s.Record.Latest()
 	primary := s.established(p)
 	switch {
-	case primary != nil && !canCommit(latest, primary):
+	case primary != nil && s.CannotCommitFor >= p.CannotCommitAfter:
 		return no("CannotCommit", "%s hears fewer than the %d of %v that a commit takes: writes wait, none is lost; bring an instance back or wait for its successor", primary.Name, latest.Acks, latest.Members)
 	case primary != nil:
 		return condition(v1alpha1.ConditionWritable, true, "Established", fmt.Sprintf("%s is primary of term %d", primary.Name, latest.Term))
