@@ -303,7 +303,7 @@ func TestModel(t *testing.T) {
 		m := newModel(rapidChooser{t}, realRules(), rapid.IntRange(2, 5).Draw(t, "instances"))
 		require.NoError(t, m.run(60))
 	})
-	for seed := range int64(3000) {
+	for seed := range int64(1000) {
 		m := newModel(rand.New(rand.NewSource(seed)), realRules(), 2+int(seed%4))
 		require.NoError(t, m.run(100), "seed %d", seed)
 	}
