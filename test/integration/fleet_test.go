@@ -239,6 +239,7 @@ func (c *agentClient) Seed(ctx context.Context, req *agentpb.SeedRequest, _ ...g
 			return status.Error(codes.FailedPrecondition, "there is data")
 		}
 		a.st.Role, a.st.Term, a.st.Diverged = agentpb.Role_SEEDING, req.GetTerm(), false
+		a.st.TimelineTerms = req.GetTimelineTerms()
 		a.source, a.seeding = req.GetPrimary().GetInstance(), time.Now().Add(100*time.Millisecond)
 		a.st.SystemIdentifier = 42
 		return nil
@@ -328,6 +329,7 @@ func (c *agentClient) Promote(ctx context.Context, req *agentpb.PromoteRequest, 
 		a.source, a.st.Receiver = "", nil
 		a.st.Role, a.st.Term, a.st.Cohort, a.st.Established = agentpb.Role_PRIMARY, req.GetTerm(), req.GetCohort(), false
 		a.st.Flushed = &agentpb.Position{WalTerm: req.GetTerm(), Lsn: a.st.Flushed.GetLsn() + 8, Timeline: a.st.Flushed.GetTimeline() + 1}
+		a.st.TimelineTerms = append(a.st.TimelineTerms, &agentpb.TimelineTerm{Timeline: a.st.Flushed.Timeline, Term: req.GetTerm()})
 		st = proto.Clone(a.st).(*agentpb.Status)
 		return nil
 	})
@@ -340,6 +342,7 @@ func (c *agentClient) Follow(ctx context.Context, req *agentpb.FollowRequest, _ 
 			return status.Error(codes.FailedPrecondition, "cannot follow")
 		}
 		a.st.Role, a.st.Term, a.st.Established, a.source = agentpb.Role_STANDBY, req.GetTerm(), false, req.GetPrimary().GetInstance()
+		a.st.TimelineTerms = req.GetTimelineTerms()
 		return nil
 	})
 	return &agentpb.FollowReply{Term: req.GetTerm()}, err
