@@ -57,7 +57,7 @@ func (a *agent) follow(o followOrder) (any, error) {
 			if diverged {
 				s.diverged = true
 			} else {
-				s.timelines = with(s.timelines, theirs)
+				s.timelines = with(a.held(s.timelines), theirs)
 			}
 		})
 		a.w.replied(a, o.term)
@@ -68,6 +68,18 @@ func (a *agent) follow(o followOrder) (any, error) {
 		}
 		return a.attach(o)
 	})
+}
+
+// held is the part of the map about timelines that are in the log. What was only heard of others, from an earlier primary,
+// must be forgotten: the next one may be promoted on the same number.
+func (a *agent) held(m map[uint32]uint64) map[uint32]uint64 {
+	out := map[uint32]uint64{}
+	for id, term := range m {
+		if a.holds(id) || a.w.v.KeepHearsay {
+			out[id] = term
+		}
+	}
+	return out
 }
 
 // holds reports whether the log has records of that timeline; a mere history file is forgotten.

@@ -15,6 +15,7 @@ type Variant struct {
 	ApplyFirst      bool // a cohort is used before it is recorded
 	KeepReceiver    bool // a promise leaves the WAL receiver running
 	AdoptTimeline   bool // records of an unknown timeline are taken for the primary's timeline of that number
+	KeepHearsay     bool // what an earlier primary said of timelines that never came is remembered
 	RetireBlindly   bool // an instance is deleted although the record names it
 }
 
@@ -41,5 +42,6 @@ var Variants = []struct {
 	{"keep-receiver", Variant{KeepReceiver: true}, 100, ""},
 	{"retire-blindly", Variant{RetireBlindly: true}, 500, ""},
 	{"any-revision", Variant{AnyRevision: true}, 0, ""},
+	{"keep-hearsay", Variant{KeepHearsay: true}, 0, ""},
 	{"adopt-timeline", Variant{AdoptTimeline: true}, 0, ""},
 }
