@@ -125,8 +125,13 @@ var plots = map[string][]Fault{
 	"members come and go, and then the primary is frozen": {
 		{0, PowerCut, 0, 0, 2 * time.Second}, {3 * time.Second, PowerCut, 1, 0, 2 * time.Second}, {6 * time.Second, PowerCut, 0, 0, 2 * time.Second}, {9 * time.Second, FreezeNode, 7, 0, 6 * time.Second},
 	},
-	"a learner catches up while the members are cut off from the primary, which is then lost": {
-		{0, Leave, 0, 0, 0}, {0, Leave, 1, 0, 0}, {1500 * time.Millisecond, CutOneWay, 7, 0, 4 * time.Second}, {1500 * time.Millisecond, CutOneWay, 7, 1, 4 * time.Second}, {3 * time.Second, DestroyNode, 7, 0, 0},
+	"a learner catches up that cannot be let in, hears more than the members, and is lost with the primary": {
+		{0, Leave, 0, 0, 0},
+		{300 * time.Millisecond, NoAPI, 0, 0, 7 * time.Second},
+		{3500 * time.Millisecond, CutOneWay, 7, 0, 6 * time.Second},
+		{3500 * time.Millisecond, CutOneWay, 7, 1, 6 * time.Second},
+		{5 * time.Second, PowerCut, 2, 0, 10 * time.Second},
+		{5 * time.Second, DestroyNode, 7, 0, 0},
 	},
 	"the coordinator stops in the middle and goes on later": {
 		{0, Switchover, 0, 0, 0}, {40 * time.Millisecond, PauseOperator, 0, 0, 6 * time.Second}, {3 * time.Second, KillPostgres, 7, 0, 0},

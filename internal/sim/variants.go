@@ -30,13 +30,13 @@ var Variants = []struct {
 	Plot string
 }{
 	{"skip-revoke", Variant{SkipRevoke: true}, 100, ""},
-	{"skip-timeline-map", Variant{SkipTimelineMap: true}, 500, ""},
+	{"skip-timeline-map", Variant{SkipTimelineMap: true}, 1500, ""},
 	{"relax-before-kill", Variant{RelaxBeforeKill: true}, 200, ""},
-	{"count-learners", Variant{CountLearners: true}, 500, ""},
-	{"single-phase", Variant{SinglePhase: true}, 500, ""},
+	{"count-learners", Variant{CountLearners: true}, 2000, "a learner catches up that cannot be let in, hears more than the members, and is lost with the primary"},
+	{"single-phase", Variant{SinglePhase: true}, 1500, ""},
 	{"forget-promise", Variant{ForgetPromise: true}, 100, "both who promised forget"},
-	{"lsn-only", Variant{LSNOnly: true}, 200, ""},
-	{"skip-journal", Variant{SkipJournal: true}, 500, ""},
+	{"lsn-only", Variant{LSNOnly: true}, 500, ""},
+	{"skip-journal", Variant{SkipJournal: true}, 1500, ""},
 	{"no-witness", Variant{NoWitness: true}, 100, "a standby that lags is left alone with the primary, which is then lost"},
 	{"apply-first", Variant{ApplyFirst: true}, 200, ""},
 	{"keep-receiver", Variant{KeepReceiver: true}, 100, ""},
