@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"theseus.dev/theseus/bench/failover/internal/patroni"
 	"theseus.dev/theseus/bench/failover/internal/result"
 	"theseus.dev/theseus/bench/failover/internal/theseus"
@@ -147,6 +149,11 @@ const attempts = 2
 
 // measure does what is missing, round by round.
 func (b *bench) measure(ctx context.Context) (err error) {
+	free, err := lock(b.options.lab)
+	if err != nil {
+		return err
+	}
+	defer free()
 	if !b.keepLab {
 		defer func() {
 			down, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
@@ -169,6 +176,18 @@ func (b *bench) measure(ctx context.Context) (err error) {
 		}
 	}
 	return nil
+}
+
+// lock keeps a second comparison off the lab: each would remove what the other measures.
+func lock(lab string) (func(), error) {
+	f, err := os.OpenFile(filepath.Join(os.TempDir(), "theseus-failover-"+lab+".lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("lab %s is used by another comparison: %w", lab, err), f.Close())
+	}
+	return func() { _ = f.Close() }, nil
 }
 
 // lab brings the lab to what every block begins with.

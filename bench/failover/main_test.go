@@ -101,3 +101,18 @@ func TestFactsSurvive(t *testing.T) {
 	require.NoError(t, os.WriteFile(path, []byte(`{"settings":{"theseus":{"fsync":"on"}},"versions":{}}`), 0o600))
 	require.Equal(t, "on", loadFacts(path).Settings["theseus"]["fsync"])
 }
+
+func TestLock(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir())
+	free, err := lock("x")
+	require.NoError(t, err)
+	_, err = lock("x")
+	require.ErrorContains(t, err, "another comparison")
+	other, err := lock("y")
+	require.NoError(t, err)
+	other()
+	free()
+	again, err := lock("x")
+	require.NoError(t, err)
+	again()
+}

@@ -66,6 +66,30 @@ func TestRender(t *testing.T) {
 	require.Equal(t, "pg-1", pod.Spec.Volumes[0].PersistentVolumeClaim.ClaimName)
 }
 
+// Patroni refuses options of initdb that are not strings, and finds out only when it bootstraps.
+func TestInitdbOptionsAreStrings(t *testing.T) {
+	p := &Patroni{config: Config{Name: "x", Timing: Defaults}}
+	text, err := p.render(manifests, "")
+	require.NoError(t, err)
+	docs := splitDocuments(text)
+	var config corev1.ConfigMap
+	require.NoError(t, yaml.UnmarshalStrict([]byte(docs[len(docs)-1]), &config))
+	var parsed struct {
+		Bootstrap struct {
+			Initdb []any `json:"initdb"`
+		} `json:"bootstrap"`
+	}
+	require.NoError(t, yaml.Unmarshal([]byte(config.Data["patroni.yml"]), &parsed))
+	require.Len(t, parsed.Bootstrap.Initdb, 4)
+	for _, option := range parsed.Bootstrap.Initdb {
+		if pair, ok := option.(map[string]any); ok {
+			for name, value := range pair {
+				require.IsType(t, "", value, name)
+			}
+		}
+	}
+}
+
 // Patroni's own rule: the leader must have time to try twice before its lock runs out.
 func TestTimingsAreConsistent(t *testing.T) {
 	for _, c := range []Timing{Defaults, Fastest} {
