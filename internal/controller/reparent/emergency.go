@@ -170,7 +170,9 @@ func (e *Emergency) historyOf(key types.NamespacedName) *history {
 
 // act confirms the verdict and carries out the reparent. No one else looks at the shard meanwhile: see Runner.Go.
 func (e *Emergency) act(ctx context.Context, log logr.Logger, key types.NamespacedName, sh *v1alpha1.Shard, h *history, o verdict.Observed, j verdict.Judgement) {
-	confirmed, err := e.confirm(ctx, key, sh, h, o)
+	calls := e.Runner.calls(key)
+	defer calls.Close()
+	confirmed, err := e.confirm(ctx, key, sh, h, o, calls)
 	if err != nil || confirmed.Action != j.Action || confirmed.Subject != j.Subject {
 		log.Info("verdict not confirmed", "verdict", j.Verdict, "now", confirmed.Verdict, "why", confirmed.Why, "error", err)
 		h.retryAfter = e.Runner.Clock.Now().Add(tick)
@@ -184,7 +186,7 @@ func (e *Emergency) act(ctx context.Context, log logr.Logger, key types.Namespac
 	log.Info("acting", "verdict", j.Verdict, "subject", j.Subject, "action", j.Action, "why", confirmed.Why)
 	if j.Action == verdict.PRS {
 		req.Kind = reparent.Planned
-		res, err := e.Runner.Run(ctx, key, req)
+		res, err := e.Runner.run(ctx, key, req, calls)
 		if err == nil && (res.Outcome == reparent.Succeeded || res.Outcome == reparent.Overtaken) {
 			e.ended(h, res, err)
 			return
@@ -192,7 +194,7 @@ func (e *Emergency) act(ctx context.Context, log logr.Logger, key types.Namespac
 		log.Info("the planned reparent did not do, an emergency one follows", "outcome", res.Outcome, "message", res.Message)
 		req.Kind = reparent.Emergency
 	}
-	res, err := e.Runner.Run(ctx, key, req)
+	res, err := e.Runner.run(ctx, key, req, calls)
 	if err != nil {
 		log.Error(err, "reparent could not begin")
 	}
@@ -218,56 +220,64 @@ func (e *Emergency) ended(h *history, res reparent.Result, err error) {
 // confirmTimeout bounds the fresh look before an emergency. An agent that lives answers in milliseconds.
 const confirmTimeout = 150 * time.Millisecond
 
-// confirm asks everybody again, all at once: the instances for their status, the standbys for what they know of the
-// primary. The verdict given on the answers is the one that counts.
-func (e *Emergency) confirm(ctx context.Context, key types.NamespacedName, sh *v1alpha1.Shard, h *history, o verdict.Observed) (verdict.Judgement, error) {
-	live := &v1alpha1.Shard{}
-	getCtx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	if err := e.Runner.Live.Get(getCtx, key, live); err != nil {
-		return verdict.Judgement{}, err
-	}
-	o.Record = shard.RecordOf(live)
-	primary := o.Record.Primary()
-	observations := e.Runner.Observer.Observations(key)
-	type answer struct {
-		name    string
-		status  *agentpb.Status
-		testify *agentpb.TestifyReply
-	}
-	answers := make(chan answer, len(observations))
-	askCtx, cancel := context.WithTimeout(ctx, confirmTimeout)
-	defer cancel()
-	for name, ob := range observations {
+// answer is what one instance said when asked again.
+type answer struct {
+	name    string
+	status  *agentpb.Status
+	testify *agentpb.TestifyReply
+}
+
+// ask asks everybody at once, over the connections the reparent will use: the instances for their status, the standbys
+// also for what they know of the primary, when that does not answer itself.
+func ask(ctx context.Context, calls *agents, primary string, silent bool) map[string]answer {
+	answers := make(chan answer, len(calls.endpoints))
+	for name := range calls.endpoints {
 		go func() {
 			a := answer{name: name}
 			defer func() { answers <- a }()
-			c, closeConn, err := e.Runner.Agents(askCtx, key, ob.Endpoint)
-			if err != nil {
-				return
-			}
-			defer closeConn()
-			if st, err := c.GetStatus(askCtx, &agentpb.GetStatusRequest{}); err == nil {
-				a.status = st
-			}
-			if name != primary {
-				if t, err := c.Testify(askCtx, &agentpb.TestifyRequest{Primary: primary}); err == nil {
-					a.testify = t
+			_ = calls.call(ctx, name, 0, func(ctx context.Context, c agentpb.AgentClient) (err error) {
+				if a.status, err = c.GetStatus(ctx, &agentpb.GetStatusRequest{}); err == nil && silent && name != primary {
+					a.testify, err = c.Testify(ctx, &agentpb.TestifyRequest{Primary: primary})
 				}
-			}
+				return err
+			})
 		}()
 	}
-	fresh := map[string]answer{}
-	for range observations {
+	out := map[string]answer{}
+	for range calls.endpoints {
 		a := <-answers
-		fresh[a.name] = a
+		out[a.name] = a
 	}
+	return out
+}
+
+// confirm looks again before acting: at the record itself, and at everybody. The verdict given on that is the one that
+// counts.
+func (e *Emergency) confirm(ctx context.Context, key types.NamespacedName, sh *v1alpha1.Shard, h *history, o verdict.Observed, calls *agents) (verdict.Judgement, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	live, failed := &v1alpha1.Shard{}, make(chan error, 1)
+	go func() { failed <- e.Runner.Live.Get(ctx, key, live) }()
+	primary := o.Record.Primary()
+	silent := true
+	for _, i := range o.Instances {
+		if i.Name == primary && i.Heard && i.Age < e.Params.SilentAfter {
+			silent = false
+		}
+	}
+	askCtx, done := context.WithTimeout(ctx, confirmTimeout)
+	fresh := ask(askCtx, calls, primary, silent)
+	done()
+	if err := <-failed; err != nil {
+		return verdict.Judgement{}, err
+	}
+	o.Record = shard.RecordOf(live)
 	now := e.Runner.Clock.Now()
 	scratch := newHistory() // the durations stay those of the observation
 	for k := range o.Instances {
 		i := &o.Instances[k]
 		a := fresh[i.Name]
-		if a.status != nil && a.status.GetInstance() == i.Name {
+		if a.status.GetInstance() == i.Name {
 			ob := observer.Observation{Status: a.status, ReceivedAt: now, Connected: true}
 			next := scratch.instance(i.Name, &ob, now)
 			keep(&next, i)

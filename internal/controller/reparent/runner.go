@@ -81,27 +81,43 @@ func (r *Runner) Go(key types.NamespacedName, f func()) bool {
 // Wait returns when all reparents under way have ended.
 func (r *Runner) Wait() { r.wg.Wait() }
 
+// calls makes the connections for one reparent of the shard and begins to connect.
+func (r *Runner) calls(key types.NamespacedName) *agents {
+	endpoints := map[string]*agentpb.Endpoint{}
+	for name, o := range r.Observer.Observations(key) {
+		endpoints[name] = o.Endpoint
+	}
+	// Unique to this reparent and not only to this process: a term that was opened is never opened again.
+	a := newAgents(r.Agents, key, r.coordinator(), endpoints)
+	a.warm(context.Background())
+	return a
+}
+
+func (r *Runner) coordinator() string { return r.Name + "/" + strconv.FormatUint(rand.Uint64(), 36) }
+
 // Run carries out one reparent of the shard. What is known of the instances and the journals is filled into req. Call it
 // within Go.
 func (r *Runner) Run(ctx context.Context, key types.NamespacedName, req reparent.Request) (reparent.Result, error) {
+	calls := r.calls(key)
+	defer calls.Close()
+	return r.run(ctx, key, req, calls)
+}
+
+func (r *Runner) run(ctx context.Context, key types.NamespacedName, req reparent.Request, calls *agents) (reparent.Result, error) {
 	sh := &v1alpha1.Shard{}
 	if err := r.Client.Get(ctx, key, sh); err != nil {
 		return reparent.Result{}, err
 	}
-	fleet, err := r.fleet(ctx, sh)
-	if err != nil {
+	var err error
+	if req.Instances, err = r.instances(ctx, sh); err != nil {
 		return reparent.Result{}, err
 	}
 	if req.Spent, err = r.spent(ctx, sh, req.Term); err != nil {
 		return reparent.Result{}, err
 	}
-	req.Instances, req.Size = fleet.instances, max(int(sh.Spec.Template.Instances)-1, 0)
-	// Unique to this run and not only to this process: a term that was opened is never opened again.
-	req.Coordinator = r.Name + "/" + strconv.FormatUint(rand.Uint64(), 36)
-
-	calls := newAgents(r.Agents, key, req.Coordinator, fleet.endpoints)
-	defer calls.Close()
-	calls.warm(ctx)
+	req.Size = max(int(sh.Spec.Template.Instances)-1, 0)
+	req.Coordinator = r.coordinator()
+	calls.coordinator = req.Coordinator
 	story := tell(ctx, key, &req, r.Clock.Now())
 	j := &journal{
 		client: r.Client, live: r.Live, clock: r.Clock, log: r.Log.WithValues("shard", key), shard: sh,
@@ -147,16 +163,11 @@ func (r *Runner) spent(ctx context.Context, sh *v1alpha1.Shard, own uint64) (uin
 	return spent, nil
 }
 
-// fleet is what a reparent has to work with.
-type fleet struct {
-	instances []reparent.Instance
-	endpoints map[string]*agentpb.Endpoint
-}
-
 // reachableAge is the age of a status up to which an agent counts as reachable.
 const reachableAge = 1500 * time.Millisecond
 
-func (r *Runner) fleet(ctx context.Context, sh *v1alpha1.Shard) (*fleet, error) {
+// instances is what is known of everybody besides what their agents say.
+func (r *Runner) instances(ctx context.Context, sh *v1alpha1.Shard) ([]reparent.Instance, error) {
 	pods := &corev1.PodList{}
 	if err := r.Client.List(ctx, pods, client.InNamespace(sh.Namespace), client.MatchingLabels{
 		v1alpha1.LabelShard: sh.Name, v1alpha1.LabelComponent: v1alpha1.ComponentInstance,
@@ -164,9 +175,8 @@ func (r *Runner) fleet(ctx context.Context, sh *v1alpha1.Shard) (*fleet, error) 
 		return nil, err
 	}
 	now := r.Clock.Now()
-	f := &fleet{endpoints: map[string]*agentpb.Endpoint{}}
+	var out []reparent.Instance
 	for name, o := range r.Observer.Observations(client.ObjectKeyFromObject(sh)) {
-		f.endpoints[name] = o.Endpoint
 		i := reparent.Instance{
 			Name: name, Zone: o.Status.GetZone(), Term: o.Status.GetTerm(), Diverged: o.Status.GetDiverged(),
 			Reachable: o.Connected && now.Sub(o.ReceivedAt) < reachableAge, Current: true,
@@ -175,9 +185,9 @@ func (r *Runner) fleet(ctx context.Context, sh *v1alpha1.Shard) (*fleet, error) 
 			i.ReplayLag = flushed - replayed
 		}
 		r.fromPod(ctx, sh, &i, pods.Items)
-		f.instances = append(f.instances, i)
+		out = append(out, i)
 	}
-	return f, nil
+	return out, nil
 }
 
 // fromPod fills in what the Pod and its node say of an instance.
