@@ -1,6 +1,7 @@
 package replacement
 
 import (
+	"flag"
 	"fmt"
 	"strings"
 	"testing"
@@ -15,6 +16,14 @@ import (
 var everyReason = []v1alpha1.Reason{
 	v1alpha1.ReasonExpired, v1alpha1.ReasonNodeExpiring, v1alpha1.ReasonDraining, v1alpha1.ReasonCondemned,
 	v1alpha1.ReasonOutdated, v1alpha1.ReasonDrill, v1alpha1.ReasonRequested,
+}
+
+// A failure is to be read soon: what rapid spends on shrinking it, half a minute unless told otherwise, is bounded. This is
+// before the command line is parsed, so -rapid.shrinktime still has the last word.
+func init() { //nolint:gochecknoinits // the flags of a library have no other way in
+	if err := flag.Set("rapid.shrinktime", "5s"); err != nil {
+		panic(err)
+	}
 }
 
 func requireSound(t require.TestingT, w *world) {

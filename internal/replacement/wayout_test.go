@@ -187,3 +187,31 @@ func TestWhoMadeRoomIsReplacedHoweverLongItTakes(t *testing.T) {
 	require.Less(t, w.now.Sub(t0), 49*time.Hour)
 	require.Len(t, w.living(), 3)
 }
+
+// Of two instances one is dead: the other is left without anybody to acknowledge its writes, and still is what the successor
+// is seeded from. However long it takes, and whoever is the primary, the replacement ends with two copies.
+func TestAShardOfTwoIsRepairedThoughItCannotWrite(t *testing.T) {
+	for target := range 2 {
+		for _, reason := range []v1alpha1.Reason{v1alpha1.ReasonCondemned, v1alpha1.ReasonExpired, v1alpha1.ReasonOutdated} {
+			for _, makesRoom := range []bool{false, true} {
+				w := newWorld(1, 2, reason, target)
+				w.find(w.request.Instance).Dead, w.find(w.request.Instance).Healthy = true, false
+				stuck, stopped := false, false
+				w.run(24*time.Hour, func() {
+					old := w.find(w.request.Instance)
+					w.capacity = !makesRoom || old == nil || !old.PodExists
+					stuck = stuck || w.status.Phase == Seeding && !w.writable()
+					stopped = stopped || w.status.Phase == Surging && w.status.StopBegun
+				})
+				requireSound(t, w)
+				require.True(t, stuck, "the primary was alone while it was copied")
+				require.Equal(t, makesRoom, stopped)
+				require.Equal(t, Done, w.status.Phase, "%s %d\n%s", reason, target, strings.Join(w.trace, "\n"))
+				require.Equal(t, 1, w.status.Attempt)
+				require.Len(t, w.living(), 2)
+				require.NotContains(t, w.living(), w.request.Instance)
+				require.True(t, w.writable())
+			}
+		}
+	}
+}

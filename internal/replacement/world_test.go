@@ -98,6 +98,13 @@ func (w *world) writable() bool {
 	return acks >= min(1, w.wanted-1)
 }
 
+// source is true while there is somebody to copy from: a primary that is up. It need not acknowledge writes for that: a base
+// backup waits for no standby, and a primary without any is exactly the one that needs the copy.
+func (w *world) source() bool {
+	p := w.find(w.primary)
+	return p != nil && !p.Dead && p.PodExists && w.reparent.until.IsZero()
+}
+
 // pass lets time go by: Pods start, copy, catch up and vanish; the keeper keeps the cohort; emergencies are handled.
 func (w *world) pass(d time.Duration) {
 	w.now = w.now.Add(d)
@@ -125,10 +132,10 @@ func (w *world) live(s *server) {
 			s.Running, s.runningAt = true, w.now
 		}
 	case !s.Seeded:
-		if w.now.Sub(s.runningAt) > time.Minute && w.writable() {
+		if w.now.Sub(s.runningAt) > time.Minute && w.source() {
 			s.Seeded, s.seededAt = true, w.now
 		}
-	case !s.Healthy:
+	case !s.Healthy && s.Failed == "": // what failed for good does not get well
 		s.Healthy = w.now.Sub(s.seededAt) > 20*time.Second
 	}
 }
