@@ -51,7 +51,7 @@ test-unit: ## Unit tests with the race detector
 
 .PHONY: test-integration
 test-integration: packages $(BIN)/kube $(BIN)/etcd $(BIN)/kubectl $(BIN)/theseus images image-operand-15 ## Against a real kube-apiserver and etcd, real PostgreSQL, real PgBouncer
-	KUBEBUILDER_ASSETS=$(abspath $(BIN)) go test -tags integration -timeout 15m -p 1 ./test/integration/... ./internal/... ./images/...
+	KUBEBUILDER_ASSETS=$(abspath $(BIN)) go test -tags integration -timeout 15m -count 1 -p 1 $$(grep -rl --include='*_test.go' '^//go:build integration' images internal test | xargs -n1 dirname | sort -u | sed 's|^|./|')
 
 .PHONY: test-lab
 test-lab: packages lab-binaries ## Every verb of the lab
