@@ -181,6 +181,9 @@ func (r *Reconciler) ensureGateway(ctx context.Context, shard *v1alpha1.Shard) e
 		owned.SetLabels(d, gatewayLabels(shard))
 		d.Spec.Replicas = ptr.To(shard.Spec.Template.Gateway.Replicas)
 		d.Spec.RevisionHistoryLimit = ptr.To(int32(2))
+		// A ready gateway takes clients once every node has it in its Service rules, a second or so later. Until then it
+		// counts neither for the Shard's readiness nor as the successor of one that is rolled away.
+		d.Spec.MinReadySeconds = 2
 		if d.Spec.Selector == nil {
 			d.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{
 				v1alpha1.LabelShard: shard.Name, v1alpha1.LabelComponent: v1alpha1.ComponentGateway,
