@@ -169,7 +169,7 @@ func (a *agent) learn() {
 	if !up.up || up.agent.proc.frozen || a.w.link(a.i.machine, up.machine).cut || a.w.link(up.machine, a.i.machine).cut || a.i.pg.receiver != s {
 		return
 	}
-	if term, ok := up.agent.mem.timelines[tli]; ok {
+	if term, ok := up.agent.mem.timelines[tli]; ok && up.agent.mem.intent == 0 {
 		a.persist(func(st *agentState) { st.timelines = with(st.timelines, map[uint32]uint64{tli: term}) })
 	}
 }
@@ -309,6 +309,7 @@ func (a *agent) promote(c quorum.Cohort) (any, error) {
 		}
 		a.persist(func(s *agentState) {
 			s.term, s.intent, s.follow, s.primary = c.Term, c.Term, "", false
+			s.timelines = a.held(s.timelines) // the number it will pick may be one it has heard of
 		})
 		a.w.replied(a, c.Term)
 		if pg.mode == pgDown {
