@@ -22,7 +22,7 @@ type Coordinator struct {
 // stop, and undo, as long as the old primary was not told to stop; afterwards it goes on to the end.
 func (c Coordinator) Run(ctx context.Context, req Request) Result {
 	req.Instances = slices.Clone(req.Instances)
-	r := &run{Coordinator: c, req: req, lim: req.Limits.WithDefaults()}
+	r := &run{Coordinator: c, req: req, lim: req.Limits.WithDefaults(), noCatchUp: !req.CatchUp}
 	err := r.run(ctx)
 	res := r.result(err)
 	if r.term != 0 || req.Term != 0 {

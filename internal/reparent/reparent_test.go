@@ -221,7 +221,7 @@ func TestEmergencyReparent(t *testing.T) {
 		f.inst["a"].Position.LSN = 1200
 		in := f.instances()
 		in[0].Leaving = true
-		res := f.run(Request{Kind: Emergency, Instances: in})
+		res := f.run(Request{Kind: Emergency, Instances: in, CatchUp: true})
 		require.Equal(t, Succeeded, res.Outcome, res.Message)
 		require.Equal(t, "b", res.NewPrimary)
 		require.GreaterOrEqual(t, f.inst[res.NewPrimary].Position.LSN, uint64(1200))
@@ -233,7 +233,7 @@ func TestEmergencyReparent(t *testing.T) {
 		in := f.instances()
 		in[0].Leaving = true
 		f.faults["Follow b"] = refuses
-		res := f.run(Request{Kind: Emergency, Instances: in})
+		res := f.run(Request{Kind: Emergency, Instances: in, CatchUp: true})
 		require.Equal(t, Succeeded, res.Outcome, res.Message)
 		require.Equal(t, "a", res.NewPrimary)
 	})

@@ -52,6 +52,10 @@ type Request struct {
 	AwayFrom string
 	// ExpectPrimary refuses the reparent when the record names another primary.
 	ExpectPrimary string
+	// CatchUp lets an emergency promote an instance that was asked for, or that stays while the one with the highest log
+	// leaves, after it has caught up from that one. Off by default: it takes an agent that accepts a Promote after a Follow
+	// of the same term, and costs the time of one more hop.
+	CatchUp bool
 	// Reason in a word.
 	Reason string
 	// Coordinator names this process in the journal.
