@@ -237,7 +237,7 @@ func (b *bed) shard() *v1alpha1.Shard {
 // until waits until ok; the test fails with what is there after 40 s.
 func (b *bed) until(what string, ok func() bool) {
 	b.t.Helper()
-	deadline := time.Now().Add(40 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for !ok() {
 		if time.Now().After(deadline) {
 			sh := b.shard()
