@@ -234,7 +234,7 @@ func (b *bed) shard() *v1alpha1.Shard {
 	return sh
 }
 
-// until waits until ok; the test fails with what is there after 40 s.
+// until waits until ok; the test fails with what is there after two minutes.
 func (b *bed) until(what string, ok func() bool) {
 	b.t.Helper()
 	deadline := time.Now().Add(2 * time.Minute)
