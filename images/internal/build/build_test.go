@@ -241,15 +241,19 @@ func TestADamagedCacheEntryIsNotUsed(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, whole, got)
 
-	for name, damage := range map[string]func() error{
-		"cut off":        func() error { return os.Truncate(whole.Tar, whole.Size-1) },
-		"layer gone":     func() error { return os.Remove(whole.Tar) },
-		"unreadable":     func() error { return os.WriteFile(base+".json", []byte("{"), 0o600) },
-		"not yet stored": func() error { return os.Remove(base + ".json") },
+	// In this order: each damage needs what the ones before it left.
+	for _, step := range []struct {
+		name   string
+		damage func() error
+	}{
+		{"cut off", func() error { return os.Truncate(whole.Tar, whole.Size-1) }},
+		{"layer gone", func() error { return os.Remove(whole.Tar) }},
+		{"unreadable", func() error { return os.WriteFile(base+".json", []byte("{"), 0o600) }},
+		{"not yet stored", func() error { return os.Remove(base + ".json") }},
 	} {
-		require.NoError(t, damage(), name)
+		require.NoError(t, step.damage(), step.name)
 		_, err := load(base)
-		require.Error(t, err, name)
+		require.Error(t, err, step.name)
 	}
 }
 
