@@ -178,7 +178,7 @@ func (f *fakeShard) Promise(ctx context.Context, name string, term uint64) (p qu
 	return p, err
 }
 
-func (f *fakeShard) Demote(ctx context.Context, name string, term uint64, _ time.Duration) (p quorum.Promise, err error) {
+func (f *fakeShard) Demote(ctx context.Context, name string, term uint64, _ string, _ time.Duration) (p quorum.Promise, err error) {
 	err = f.call(ctx, "Demote", name, func() error {
 		i, err := f.accept(name, term)
 		if err != nil {

@@ -154,9 +154,9 @@ func (r *run) disturb(ctx context.Context) error {
 	}
 	ctx = context.WithoutCancel(ctx)
 	end := r.phase(PhaseDemote)
-	term := r.term
+	term, candidate := r.term, r.prefer
 	p, err := one(ctx, r.Runtime, r.lim.Demote+r.lim.Promise, func(ctx context.Context) (quorum.Promise, error) {
-		return r.Agents.Demote(ctx, r.old, term, r.lim.Demote)
+		return r.Agents.Demote(ctx, r.old, term, candidate, r.lim.Demote)
 	})
 	if r.overtaken(err) {
 		end("%v", err)

@@ -81,9 +81,10 @@ type Agents interface {
 	// that merely could not follow its last primary (diverged) has a position and must answer it: that primary may never
 	// have been established, and the instance may hold the only copy. Promising makes it a standby like any other.
 	Promise(ctx context.Context, instance string, term uint64) (quorum.Promise, error)
-	// Demote is Promise for a primary that is to stop in order: all WAL is shipped to connected standbys first. After
-	// timeout it is stopped at once. The position is that of the shutdown record when it stopped in order.
-	Demote(ctx context.Context, instance string, term uint64, timeout time.Duration) (quorum.Promise, error)
+	// Demote is Promise for a primary that is to stop in order: all WAL is shipped to the candidate first, and to the other
+	// standbys as far as that costs no time. After timeout it is stopped at once. The position is that of the shutdown
+	// record when it stopped in order.
+	Demote(ctx context.Context, instance string, term uint64, candidate string, timeout time.Duration) (quorum.Promise, error)
 	// Promote writes the cohort's configuration and leaves recovery. It answers the timelines of the new primary.
 	Promote(ctx context.Context, instance string, c quorum.Cohort) ([]Timeline, error)
 	// Establish writes the journal row and answers once the cohort has acknowledged it.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"theseus.dev/theseus/internal/quorum"
@@ -256,7 +257,7 @@ func (a *agent) stopNow() {
 	a.changed()
 }
 
-func (a *agent) demote(term uint64, timeout time.Duration) (any, error) {
+func (a *agent) demote(term uint64, candidate string, timeout time.Duration) (any, error) {
 	return a.command(term, func() (any, error) {
 		if err := a.promisable(term); err != nil {
 			return nil, err
@@ -266,20 +267,26 @@ func (a *agent) demote(term uint64, timeout time.Duration) (any, error) {
 		}
 		a.acceptPromise(term)
 		if a.i.pg.mode == pgPrimary {
-			a.stopInOrder(timeout)
+			a.stopInOrder(candidate, timeout)
 		}
 		return a.revoke()
 	})
 }
 
-// stopInOrder is a fast shutdown: no more writes, a last record, all of it shipped to who is connected.
-func (a *agent) stopInOrder(timeout time.Duration) {
+// stopInOrder is a fast shutdown: no more writes, a last record, all of it shipped to the candidate. The other standbys are
+// disconnected and get what is under way.
+func (a *agent) stopInOrder(candidate string, timeout time.Duration) {
 	pg, s := a.i.pg, a.w.s
 	until := s.now + timeout
 	pg.accepting = false
 	pg.waiting = nil
 	epoch := pg.proc.epoch
 	last := pg.insert(pg.written.tl)
+	for _, c := range slices.Clone(pg.senders) {
+		if candidate != "" && c.down.name != candidate {
+			a.w.close(c, a.i)
+		}
+	}
 	for pg.proc.epoch == epoch && s.now < until {
 		shipped := pg.flushed.end() >= last.lsn
 		for _, c := range pg.senders {

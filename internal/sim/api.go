@@ -257,8 +257,8 @@ func (p ports) forged(name string, term uint64) (quorum.Promise, error) {
 	return v.(quorum.Promise), nil
 }
 
-func (p ports) Demote(_ context.Context, name string, term uint64, timeout time.Duration) (quorum.Promise, error) {
-	v, err := p.agent(name, func(a *agent) (any, error) { return a.demote(term, timeout) })
+func (p ports) Demote(_ context.Context, name string, term uint64, candidate string, timeout time.Duration) (quorum.Promise, error) {
+	v, err := p.agent(name, func(a *agent) (any, error) { return a.demote(term, candidate, timeout) })
 	if err != nil {
 		return quorum.Promise{}, err
 	}

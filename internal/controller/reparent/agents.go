@@ -186,9 +186,9 @@ func (a *agents) Promise(ctx context.Context, instance string, term uint64) (p q
 }
 
 // Demote implements reparent.Agents.
-func (a *agents) Demote(ctx context.Context, instance string, term uint64, timeout time.Duration) (p quorum.Promise, err error) {
+func (a *agents) Demote(ctx context.Context, instance string, term uint64, candidate string, timeout time.Duration) (p quorum.Promise, err error) {
 	err = a.call(ctx, instance, term, func(ctx context.Context, c agentpb.AgentClient) error {
-		r, err := c.Demote(ctx, &agentpb.DemoteRequest{Term: term, TimeoutMs: timeout.Milliseconds()})
+		r, err := c.Demote(ctx, &agentpb.DemoteRequest{Term: term, Candidate: candidate, TimeoutMs: timeout.Milliseconds()})
 		if err == nil {
 			p, err = promiseOf(instance, r)
 		}
