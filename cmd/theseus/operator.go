@@ -50,6 +50,8 @@ func newOperator() *cobra.Command {
 	f.StringSliceVar(&o.namespaces, "namespace-watch", nil, "namespaces to watch (default: all)")
 	f.StringVar(&o.metricsAddress, "metrics-address", ":8080", "address of /metrics, plain HTTP; 0 turns it off")
 	f.StringVar(&o.healthAddress, "health-address", ":8081", "address of /healthz and /readyz")
+	f.StringVar(&o.Evictions.Namespace, "webhook-namespace", os.Getenv("POD_NAMESPACE"), "namespace of the Service of the webhook that hears of drains (POD_NAMESPACE); empty turns it off")
+	f.IntVar(&o.Evictions.Port, "webhook-port", 9443, "port of that webhook")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.BoolVar(&o.leaderElection, "leader-election", true, "elect a leader among replicas; emergencies do not wait for it")
 	f.StringVar(&o.leaderNamespace, "leader-namespace", os.Getenv("POD_NAMESPACE"), "namespace of the leader's Lease (POD_NAMESPACE)")

@@ -24,6 +24,7 @@ import (
 	"theseus.dev/theseus/internal/agentapi/agentpb"
 	"theseus.dev/theseus/internal/controller/certificates"
 	"theseus.dev/theseus/internal/controller/database"
+	"theseus.dev/theseus/internal/controller/evictions"
 	"theseus.dev/theseus/internal/controller/observe"
 	"theseus.dev/theseus/internal/controller/reparent"
 	"theseus.dev/theseus/internal/controller/shard"
@@ -49,6 +50,8 @@ type Options struct {
 	Params shard.Params
 	// Agents calls agents; nil means over the network with certificates of the database. Tests replace it.
 	Agents shard.Agents
+	// Evictions is the webhook that hears of drains. Without a namespace it is not served.
+	Evictions evictions.Options
 	// Stream watches an agent; nil means over the network.
 	Stream observer.Stream
 }
@@ -143,7 +146,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 			return fmt.Errorf("controller %s: %w", name, err)
 		}
 	}
-	return nil
+	return setupNodes(ctx, mgr, opts)
 }
 
 // leading reports whether this replica is the elected leader.

@@ -205,7 +205,7 @@ func (r *Reconciler) ensureGateway(ctx context.Context, shard *v1alpha1.Shard) e
 	if err != nil {
 		return fmt.Errorf("Deployment %s: %w", d.Name, err)
 	}
-	return nil
+	return r.gatewayBudget(ctx, shard)
 }
 
 const templateHashAnnotation = "theseus.dev/template-hash"
@@ -222,6 +222,7 @@ func templateHash(t *corev1.PodTemplateSpec) string {
 func (r *Reconciler) removeGateway(ctx context.Context, shard *v1alpha1.Shard) error {
 	for _, obj := range []client.Object{
 		&appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: shard.Namespace, Name: names.Gateway(shard.Name)}},
+		&policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Namespace: shard.Namespace, Name: names.Gateway(shard.Name)}},
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: shard.Namespace, Name: names.GatewayTLS(shard.Name)}},
 	} {
 		if _, err := owned.Delete(ctx, r.Client, shard, obj); err != nil {

@@ -51,6 +51,14 @@ func gvk(kind string) schema.GroupVersionKind {
 	return schema.GroupVersionKind{Group: group, Version: "v1beta2", Kind: kind}
 }
 
+// GVK of Machines.
+var GVK = gvk("Machine")
+
+// Owns reports whether a node says that it runs on the Machine of that name.
+func Owns(machine client.ObjectKey, node *corev1.Node) bool {
+	return machine.Name != "" && node.Annotations[nodeMachine] == machine.Name && node.Annotations[nodeNamespace] == machine.Namespace
+}
+
 // Provider drives Machines through Client, which is that of the management cluster.
 type Provider struct{ Client client.Client }
 

@@ -118,6 +118,16 @@ func (Provider) empty() *unstructured.Unstructured {
 	return u
 }
 
+// Owns reports whether a node says that the NodeClaim of that name made it.
+func Owns(claim string, node *corev1.Node) bool {
+	for _, ref := range node.OwnerReferences {
+		if ref.Kind == GVK.Kind && ref.Name == claim && schema.FromAPIVersionAndKind(ref.APIVersion, ref.Kind).Group == GVK.Group {
+			return true
+		}
+	}
+	return false
+}
+
 // disruptionReason reads the condition in which Karpenter says why: its reason, or its message.
 func disruptionReason(claim *unstructured.Unstructured) string {
 	conditions, _, _ := unstructured.NestedSlice(claim.Object, "status", "conditions")

@@ -1,0 +1,18 @@
+package v1alpha1
+
+// Annotations by which somebody says that a node or an instance should go.
+const (
+	// AnnotationDrain on a Node has the instances moved off it; the value says why, for people. Removing it takes the
+	// request back as far as nothing has begun.
+	AnnotationDrain = "theseus.dev/drain"
+	// AnnotationEvictionRequested on an instance's Pod is when its eviction was asked for last (RFC 3339). The operator's
+	// webhook sets it, since an eviction that is refused leaves no other trace.
+	AnnotationEvictionRequested = "theseus.dev/eviction-requested"
+	// AnnotationEvictionCordoned is "true" when the Pod's node was cordoned at that time: then uncordoning it takes the
+	// request back.
+	AnnotationEvictionCordoned = "theseus.dev/eviction-cordoned"
+	// AnnotationCordonedFor on a Node names the NodePolicy that cordoned it, which alone may uncordon it.
+	AnnotationCordonedFor = "theseus.dev/cordoned-for"
+	// AnnotationNode on a Replacement is the node on whose account it was asked for.
+	AnnotationNode = "theseus.dev/node"
+)

@@ -1,0 +1,31 @@
+package controller
+
+import (
+	"context"
+	"fmt"
+
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"theseus.dev/theseus/internal/controller/drain"
+	"theseus.dev/theseus/internal/controller/evictions"
+	"theseus.dev/theseus/internal/controller/request"
+	"theseus.dev/theseus/internal/machine"
+	"theseus.dev/theseus/internal/machine/clusterapi"
+	"theseus.dev/theseus/internal/machine/karpenter"
+)
+
+// setupNodes registers what has to do with nodes and the machines under them.
+func setupNodes(ctx context.Context, mgr ctrl.Manager, opts Options) error {
+	if err := request.Index(ctx, mgr.GetFieldIndexer()); err != nil {
+		return err
+	}
+	machines := []machine.Provider{karpenter.Provider{Client: mgr.GetClient()}, clusterapi.Provider{Client: mgr.GetClient()}}
+	d := &drain.Reconciler{Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("theseus"), Clock: opts.Clock, Machines: machines}
+	if err := d.SetupWithManager(mgr, opts.Workers); err != nil {
+		return fmt.Errorf("controller drain: %w", err)
+	}
+	if opts.Evictions.Namespace == "" {
+		return nil
+	}
+	return evictions.Setup(mgr, opts.Evictions, opts.Clock)
+}
