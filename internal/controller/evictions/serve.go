@@ -138,7 +138,12 @@ func (k *keeper) step(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	want := k.webhooks(set.Bundle(), namespaces)
+	want := Webhooks(k.o.URL, set.Bundle(), namespaces)
+	for i := range want {
+		if s := want[i].ClientConfig.Service; s != nil {
+			s.Namespace = k.o.Namespace
+		}
+	}
 	if same(config.Webhooks, want) {
 		return nil
 	}
@@ -220,15 +225,17 @@ func (k *keeper) namespaces(ctx context.Context) ([]string, error) {
 	return out, nil
 }
 
-func (k *keeper) webhooks(bundle []byte, namespaces []string) []admissionregistrationv1.ValidatingWebhook {
+// Webhooks is what the configuration should say: nothing without namespaces, all of them when they are nil. Without a URL
+// it is the Service, whose namespace the caller fills in.
+func Webhooks(url string, bundle []byte, namespaces []string) []admissionregistrationv1.ValidatingWebhook {
 	if namespaces != nil && len(namespaces) == 0 {
 		return nil
 	}
 	cfg := admissionregistrationv1.WebhookClientConfig{CABundle: bundle}
-	if k.o.URL != "" {
-		cfg.URL = ptr.To(k.o.URL + path)
+	if url != "" {
+		cfg.URL = ptr.To(url + path)
 	} else {
-		cfg.Service = &admissionregistrationv1.ServiceReference{Namespace: k.o.Namespace, Name: ServiceName, Path: ptr.To(path), Port: ptr.To[int32](443)}
+		cfg.Service = &admissionregistrationv1.ServiceReference{Name: ServiceName, Path: ptr.To(path), Port: ptr.To[int32](443)}
 	}
 	selector := metav1.LabelSelectorRequirement{Key: corev1.LabelMetadataName, Operator: metav1.LabelSelectorOpIn, Values: namespaces}
 	if namespaces == nil {
