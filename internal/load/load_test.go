@@ -39,7 +39,7 @@ func TestClassify(t *testing.T) {
 		{"closed", errors.New("unexpected EOF"), "", Unknown, "closed"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			outcome, code, text := classify(tc.err, tc.warned)
+			outcome, code, text := Classify(tc.err, tc.warned)
 			require.Equal(t, tc.outcome, outcome)
 			require.Equal(t, tc.code, code)
 			require.Equal(t, tc.outcome == Acked, text == "")
@@ -53,9 +53,9 @@ func (notSent) Error() string     { return "dialing" }
 func (notSent) SafeToRetry() bool { return true }
 
 func TestConnectCode(t *testing.T) {
-	require.Equal(t, "53300", connectCode(fmt.Errorf("x: %w", &pgconn.PgError{Code: "53300"})))
-	require.Equal(t, "connect timeout", connectCode(context.DeadlineExceeded))
-	require.Equal(t, "connect", connectCode(errors.New("refused")))
+	require.Equal(t, "53300", ConnectCode(fmt.Errorf("x: %w", &pgconn.PgError{Code: "53300"})))
+	require.Equal(t, "connect timeout", ConnectCode(context.DeadlineExceeded))
+	require.Equal(t, "connect", ConnectCode(errors.New("refused")))
 }
 
 func recorderAt(writers int, start time.Time) *recorder {

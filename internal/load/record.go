@@ -132,7 +132,7 @@ func (r *recorder) ended(op Op) {
 		r.s.Failed++
 	case Unknown:
 		r.s.Unknown++
-		if op.Code == "warning" {
+		if op.Code == CodeWarning {
 			r.s.Warned++
 		}
 	}

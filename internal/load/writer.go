@@ -69,7 +69,7 @@ func (w *writer) try(ctx context.Context, statement string, seq int64) (Outcome,
 		defer cancel()
 		conn, err := pgx.ConnectConfig(ctx, w.pg)
 		if err != nil {
-			return Failed, connectCode(err), err.Error()
+			return Failed, ConnectCode(err), err.Error()
 		}
 		w.conn = conn
 	}
@@ -77,7 +77,7 @@ func (w *writer) try(ctx context.Context, statement string, seq int64) (Outcome,
 	defer cancel()
 	w.warned = ""
 	_, err := w.conn.Exec(ctx, statement, w.run, w.id, seq)
-	outcome, code, text := classify(err, w.warned)
+	outcome, code, text := Classify(err, w.warned)
 	if outcome != Acked && (w.conn.IsClosed() || outcome == Unknown) {
 		w.drop()
 	}
@@ -93,13 +93,17 @@ func (w *writer) drop() {
 	}
 }
 
-// classify says what is known of an operation. A statement of its own is a transaction of its own, so an ERROR means
+// CodeWarning is Op.Code of an operation that the server said yes to, with a warning.
+const CodeWarning = "warning"
+
+// Classify says what is known of an operation from its error, and from the warning that the server sent with it, if any. A
+// statement of its own is a transaction of its own, so an ERROR means
 // that it was rolled back. FATAL does not: a server that is told to stop ends sessions that wait for a standby with
 // FATAL although they have committed. The same wait, when it is cancelled, ends in success with a warning.
-func classify(err error, warned string) (Outcome, string, string) {
+func Classify(err error, warned string) (Outcome, string, string) {
 	if err == nil {
 		if warned != "" {
-			return Unknown, "warning", warned
+			return Unknown, CodeWarning, warned
 		}
 		return Acked, "", ""
 	}
@@ -127,7 +131,8 @@ func isTimeout(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded) || pgconn.Timeout(err) || (errors.As(err, &netErr) && netErr.Timeout())
 }
 
-func connectCode(err error) string {
+// ConnectCode is Op.Code of a connection that could not be made.
+func ConnectCode(err error) string {
 	var pgErr *pgconn.PgError
 	switch {
 	case errors.As(err, &pgErr):

@@ -3,18 +3,19 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
-	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/test/faults"
 )
 
 // writers of the load: as many operations can be under way when a primary dies, and only those may fail.
@@ -53,77 +54,62 @@ func TestReparentRefused(t *testing.T) {
 	load.stopAndVerify(noErrors)
 }
 
-// fault is a way for a primary to go. inject returns what undoes it, if it can be undone.
-type fault struct {
-	name   string
-	inject func(f *fixture, primary string) (undo func())
-	// gone: the instance must have left the shard in the end, and a successor joined.
-	gone bool
-}
-
-func faults() []fault {
-	return []fault{
-		{name: "PostmasterKilled", inject: func(f *fixture, p string) func() {
-			f.inPod(p, `kill -9 $(head -1 /var/lib/theseus/pgdata/postmaster.pid)`)
-			return nil
-		}},
-		{name: "PodDeleted", gone: true, inject: func(f *fixture, p string) func() {
-			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: p}}
-			require.NoError(f.t, kit.Client.Delete(f.ctx, pod, client.GracePeriodSeconds(0)))
-			return nil
-		}},
-		{name: "NodeKilled", gone: true, inject: func(f *fixture, p string) func() {
-			node := f.nodeOf(p)
-			f.lab("node", "kill", node)
-			return func() { f.lab("node", "remove", node); f.lab("node", "add") }
-		}},
-		{name: "NodeCut", inject: func(f *fixture, p string) func() {
-			node := f.nodeOf(p)
-			f.lab("node", "cut", node)
-			return func() { f.lab("node", "heal", node) }
-		}},
-		{name: "NodeFrozen", inject: func(f *fixture, p string) func() {
-			node := f.nodeOf(p)
-			f.lab("node", "freeze", node)
-			return func() { f.lab("node", "thaw", node) }
-		}},
-		{name: "PostmasterStopped", inject: func(f *fixture, p string) func() {
-			f.inPod(p, `kill -STOP $(head -1 /var/lib/theseus/pgdata/postmaster.pid)`)
-			return nil // Whoever notices has to kill it; nobody continues it.
-		}},
-		{name: "VolumeStalled", inject: func(f *fixture, p string) func() {
-			f.lab("volume", "stall", f.namespace+"/"+p)
-			return func() { _, _ = kit.Lab(f.ctx, "volume", "resume", f.namespace+"/"+p) }
-		}},
-	}
-}
-
-// A primary fails in every way we know of, under write load through the gateways: another takes over, only operations
-// that were under way fail, nothing acknowledged is lost, the old one never acknowledges again, and the shard is whole
-// in the end.
+// A primary fails in every way we know of (package faults), under write load through the gateways: another takes over
+// when it must and none does when it must not, only operations that were under way fail, nothing acknowledged is lost,
+// the old one never acknowledges again, and the shard is whole in the end.
 func TestPrimaryFails(t *testing.T) {
-	for _, ft := range faults() {
-		t.Run(ft.name, func(t *testing.T) {
+	for _, ft := range faults.All() {
+		t.Run(ft.Name, func(t *testing.T) {
 			f := newFixture(t, nil)
 			f.waitReady()
 			old := f.shard().Status.Primary
+			term := f.shard().Status.Record.EstablishedTerm
 			f.moveOthersOff(f.nodeOf(old))
 			load := f.startLoad()
-			undo := ft.inject(f, old)
-			took := f.eventually("another primary is established", func(s *v1alpha1.Shard) bool {
-				return s.Status.Primary != old && s.Status.Record.EstablishedTerm > 1
+			undo, err := ft.Inject(f.ctx, f.target(), old)
+			require.NoError(t, err)
+			t.Cleanup(func() { // also of a test that failed: the lab is shared
+				if undo != nil {
+					undone, cancel := context.WithTimeout(context.Background(), time.Minute)
+					defer cancel()
+					require.NoError(t, undo(undone))
+				}
 			})
-			measured(t, "fault → status names the new primary: %.1f s", took.Seconds())
-			time.Sleep(3 * time.Second) // Let the writers go on before the old primary may come back.
-			if undo != nil {
-				undo()
+			most := int64(writers)
+			if ft.Effect == faults.Stays {
+				f.never("another primary", 10*time.Second, func(s *v1alpha1.Shard) bool {
+					return s.Status.Primary != old || s.Status.Record.EstablishedTerm != term
+				})
+				most = noErrors
+			} else {
+				took := f.eventually("another primary is established", func(s *v1alpha1.Shard) bool {
+					return s.Status.Primary != old && s.Status.Record.EstablishedTerm > term
+				})
+				measured(t, "fault → status names the new primary: %.1f s", took.Seconds())
+				time.Sleep(3 * time.Second) // Let the writers go on before the old primary may come back.
 			}
-			f.waitSettled()
-			if ft.gone {
+			if undo != nil {
+				require.NoError(t, undo(f.ctx))
+			}
+			require.NoError(t, f.target().WaitWhole(f.ctx))
+			if ft.Gone {
 				require.NotContains(t, f.instances(), old)
 			}
-			load.stopAndVerify(writers)
+			load.stopAndVerify(most, ft.Refuses)
 		})
+	}
+}
+
+func (f *fixture) target() faults.Target {
+	return faults.Target{Kit: kit, Namespace: f.namespace, Shard: f.shard().Name}
+}
+
+// never watches for a while and fails when bad says true of the shard.
+func (f *fixture) never(what string, long time.Duration, bad func(*v1alpha1.Shard) bool) {
+	f.t.Helper()
+	for end := time.Now().Add(long); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		s := f.shard()
+		require.Falsef(f.t, bad(s), "%s: %+v", what, s.Status)
 	}
 }
 
@@ -182,11 +168,4 @@ func phases(r *v1alpha1.Reparent) string {
 		fmt.Fprintf(&b, "unavailable %d ms", r.Status.WriteUnavailable.Milliseconds())
 	}
 	return b.String()
-}
-
-// inPod runs a shell command in an instance.
-func (f *fixture) inPod(instance, script string) {
-	f.t.Helper()
-	_, err := kit.Kubectl(f.ctx, "-n", f.namespace, "exec", instance, "--", "bash", "-c", script)
-	require.NoError(f.t, err)
 }
