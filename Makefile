@@ -61,6 +61,10 @@ test-lab: packages lab-binaries ## Every verb of the lab
 test-e2e: packages binaries images image-operand-15 ## End-to-end in the lab; RUN= selects tests, COUNT= repeats them, KEEP=1 leaves the lab up
 	THESEUS_LAB=$(TEST_LAB) go test -tags e2e -timeout 45m -count $(or $(COUNT),1) -v -p 1 $(if $(RUN),-run '$(RUN)',-skip '$(E2E_SKIP)') ./test/e2e/...
 
+.PHONY: test-robustness
+test-robustness: packages binaries images $(BIN)/robustness-clients ## Clients, faults at random, and a check of what clients saw; FAULTS= how many, SEED= or SCHEDULE= to repeat a run
+	THESEUS_LAB=$(TEST_LAB) FAULTS=$(FAULTS) SEED=$(SEED) SCHEDULE=$(SCHEDULE) go test -tags e2e -timeout 3h -count 1 -v -run TestRobustness ./test/robustness
+
 ##@ Simulation
 SEED     ?=
 SIM_OUT  ?= $(BUILD)/sim-fleet
@@ -82,6 +86,10 @@ $(BIN)/theseus $(BIN)/theseus-load $(BIN)/theseus-demo: $(GO_SOURCES)
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.release=$(VERSION)' -o $@ ./cmd/$(@F)
 	@touch $@
+
+$(BIN)/robustness-clients: $(GO_SOURCES) $(shell find test/robustness -name '*.go' -not -name '*_test.go' 2>/dev/null)
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ ./test/robustness/cmd/$(@F)
 
 $(BIN)/helm: tools/helm/go.mod tools/helm/go.sum
 	@mkdir -p $(BIN)

@@ -50,28 +50,9 @@ func runMain(m *testing.M) int {
 			}
 		}()
 	}
-	if err := setUp(ctx); err != nil {
+	if err := kit.SetUp(ctx, nodes, "17", "15"); err != nil {
 		fmt.Fprintln(os.Stderr, "setting up the lab:", err)
 		return 1
 	}
 	return m.Run()
-}
-
-func setUp(ctx context.Context) error {
-	images := filepath.Join(kit.Root, "build", "images")
-	for _, step := range []struct {
-		name string
-		f    func() error
-	}{
-		{"lab up", func() error { return kit.Up(ctx, nodes) }},
-		{"load images", func() error {
-			return kit.LoadImages(ctx, filepath.Join(images, "operator.tar"), filepath.Join(images, "operand-pg17.tar"), filepath.Join(images, "operand-pg15.tar"))
-		}},
-		{"install chart", func() error { return kit.Install(ctx, labkit.LabImages()) }},
-	} {
-		if err := kit.Step(step.name, step.f); err != nil {
-			return err
-		}
-	}
-	return nil
 }

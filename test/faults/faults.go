@@ -61,23 +61,20 @@ type Fault struct {
 	Inject func(ctx context.Context, t Target, primary string) (Undo, error)
 }
 
-// All faults, in the order in which issue 3 lists them, and a few more.
+// All faults of a primary.
 func All() []Fault {
 	return append(append(processFaults(), machineFaults()...), partitionFaults()...)
 }
 
 // Named is the fault with that name.
 func Named(name string) (Fault, error) {
-	for _, f := range All() {
+	for _, f := range append(All(), Extra()...) {
 		if f.Name == name {
 			return f, nil
 		}
 	}
 	return Fault{}, fmt.Errorf("there is no fault %q", name)
 }
-
-// limit bounds the undoing of a fault and each look at the cluster.
-const limit = time.Minute
 
 // Pod reads an instance's Pod.
 func (t Target) Pod(ctx context.Context, name string) (*corev1.Pod, error) {

@@ -151,7 +151,7 @@ func (r *Report) versions(ops []Op) {
 		key     int
 		version int64
 	}
-	first := map[version]Op{}
+	first, told := map[version]Op{}, map[version]bool{}
 	value := func(o Op) int64 {
 		if o.Kind == Write {
 			return o.Value
@@ -164,9 +164,11 @@ func (r *Report) versions(ops []Op) {
 		}
 		v := version{o.Key, o.Version}
 		before, ok := first[v]
-		if !ok {
+		switch {
+		case !ok:
 			first[v] = o
-		} else if value(before) != value(o) {
+		case value(before) != value(o) && !told[v]:
+			told[v] = true
 			r.violate("lost write", o.object(), fmt.Sprintf("version %d was %d, and later %d", o.Version, value(before), value(o)), before, o)
 		}
 	}
