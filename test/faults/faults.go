@@ -41,8 +41,6 @@ const (
 	Moves Effect = "moves"
 	// Stays: the primary stays, and clients see no error.
 	Stays Effect = "stays"
-	// Either is right, depending on the moment and on what the fault's undoing finds.
-	Either Effect = "either"
 )
 
 // Fault is a way for a primary to fail.

@@ -1,0 +1,82 @@
+package faults
+
+import (
+	"errors"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"theseus.dev/theseus/api/v1alpha1"
+)
+
+func TestNames(t *testing.T) {
+	seen := map[string]bool{}
+	for _, f := range append(All(), Extra()...) {
+		require.False(t, seen[f.Name], f.Name)
+		seen[f.Name] = true
+		require.NotEmpty(t, f.About, f.Name)
+		require.NotNil(t, f.Inject, f.Name)
+		require.Contains(t, []Effect{Moves, Stays}, f.Effect, f.Name)
+		found, err := Named(f.Name)
+		require.NoError(t, err)
+		require.Equal(t, f.About, found.About)
+	}
+	_, err := Named("Sabotage")
+	require.Error(t, err)
+}
+
+func TestPartRules(t *testing.T) {
+	require.Equal(t, `table ip fault_1 {
+	chain forward {
+		type filter hook forward priority -200; policy accept;
+		ip saddr 10.128.0.2 ip daddr { 10.128.1.2, 10.128.2.2 } drop
+		ip saddr { 10.128.1.2, 10.128.2.2 } ip daddr 10.128.0.2 drop
+	}
+}
+`, partRules("fault_1", "10.128.0.2", []string{"10.128.1.2", "10.128.2.2"}))
+	require.NotEqual(t, tableName("a", []string{"10.0.0.1"}), tableName("a", []string{"10.0.0.2"}))
+	require.Equal(t, tableName("a", []string{"10.0.0.1"}), tableName("a", []string{"10.0.0.1"}))
+}
+
+func TestTogether(t *testing.T) {
+	var done atomic.Int32
+	one := func() error { done.Add(1); return nil }
+	bad := errors.New("bad")
+	require.NoError(t, together(one, one))
+	require.ErrorIs(t, together(one, func() error { return bad }, one), bad)
+	require.EqualValues(t, 4, done.Load(), "one that fails keeps no other from being done")
+}
+
+// A shard is whole only when nothing at all is left of a fault.
+func TestShardMissing(t *testing.T) {
+	whole := func() *v1alpha1.Shard {
+		ready := func(kind string) metav1.Condition { return metav1.Condition{Type: kind, Status: metav1.ConditionTrue} }
+		s := &v1alpha1.Shard{}
+		s.Spec.Template.Instances = 3
+		s.Status = v1alpha1.ShardStatus{
+			Primary: "a", Instances: []v1alpha1.InstanceStatus{{Name: "a", Ready: true}, {Name: "b", Ready: true}, {Name: "c", Ready: true}},
+			Record:     v1alpha1.CohortRecord{EstablishedTerm: 4, Cohorts: []v1alpha1.CohortStatus{{Term: 4, Primary: "a", Members: []string{"b", "c"}}}},
+			Conditions: []metav1.Condition{ready(v1alpha1.ConditionReady), ready(v1alpha1.ConditionRedundant)},
+		}
+		return s
+	}
+	require.Empty(t, shardMissing(whole()))
+	for name, spoil := range map[string]func(*v1alpha1.ShardStatus){
+		"no cohort":              func(s *v1alpha1.ShardStatus) { s.Record.Cohorts = nil },
+		"two cohorts":            func(s *v1alpha1.ShardStatus) { s.Record.Cohorts = append(s.Record.Cohorts, s.Record.Cohorts[0]) },
+		"not established":        func(s *v1alpha1.ShardStatus) { s.Record.EstablishedTerm = 3 },
+		"another primary":        func(s *v1alpha1.ShardStatus) { s.Primary = "b" },
+		"a member short":         func(s *v1alpha1.ShardStatus) { s.Record.Cohorts[0].Members = []string{"b"} },
+		"an instance not ready":  func(s *v1alpha1.ShardStatus) { s.Instances[2].Ready = false },
+		"an instance short":      func(s *v1alpha1.ShardStatus) { s.Instances = s.Instances[:2] },
+		"an instance too many":   func(s *v1alpha1.ShardStatus) { s.Instances = append(s.Instances, v1alpha1.InstanceStatus{Name: "d"}) },
+		"not ready":              func(s *v1alpha1.ShardStatus) { s.Conditions[0].Status = metav1.ConditionFalse },
+		"redundancy not told of": func(s *v1alpha1.ShardStatus) { s.Conditions = s.Conditions[:1] },
+	} {
+		s := whole()
+		spoil(&s.Status)
+		require.NotEmpty(t, shardMissing(s), name)
+	}
+}
