@@ -89,6 +89,10 @@ func (r *run) result(err error) Result {
 	var done *errDone
 	var over *OvertakenError
 	switch {
+	case err == nil && r.req.Kind == Planned && r.primary == r.old:
+		res.Outcome = Undone
+		res.Message = fmt.Sprintf("nobody else could take over in the end: %s was promoted again", r.old)
+		return res
 	case err == nil:
 		return res
 	case errors.As(err, &done):

@@ -76,7 +76,7 @@ const (
 	Succeeded Outcome = "Succeeded"
 	// Refused: nothing was touched.
 	Refused Outcome = "Refused"
-	// Undone: it failed and the old primary serves in its old term.
+	// Undone: it failed and the old primary serves again, in its old term or, when it had been stopped already, in the new.
 	Undone Outcome = "Undone"
 	// Failed: it failed and there may be no primary; the next verdict goes on.
 	Failed Outcome = "Failed"

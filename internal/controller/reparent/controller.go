@@ -35,9 +35,10 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 		Complete(r)
 }
 
-// deadAfter is how long a journal without an outcome may be silent before its coordinator counts as dead for good, beyond
-// the longest phase there is. The next reparent does not wait for that (see package verdict); this only tidies up.
-const deadAfter = 60 * time.Second
+// deadAfter is how far a journal without an outcome may be behind the limit of its phase before its coordinator counts as
+// dead for good. The next reparent does not wait for that (see package verdict); this tidies up, so that the keeper of the
+// cohort goes on.
+const deadAfter = 5 * time.Second
 
 // Reconcile looks at one Reparent.
 func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
@@ -110,7 +111,9 @@ func (r *Reconciler) tidy(ctx context.Context, rp *v1alpha1.Reparent) (reconcile
 			last = p.FinishedAt.Time
 		}
 	}
-	if left := deadAfter - r.Runner.Clock.Since(last); left > 0 {
+	limits := reparent.Limits{Drain: rp.Spec.DrainTimeout.Duration}
+	patience := limits.Phase(reparent.PhaseName(rp.Status.Phase)) + deadAfter
+	if left := patience - r.Runner.Clock.Since(last); left > 0 {
 		return reconcile.Result{RequeueAfter: left}, nil
 	}
 	sh := &v1alpha1.Shard{}
