@@ -64,9 +64,13 @@ func node(verb string, mend func(context.Context, Target, string) error, flags .
 		if _, err := t.Kit.Lab(ctx, append([]string{"node", verb, name}, flags...)...); err != nil {
 			return nil, err
 		}
-		var once sync.Once
-		return func(ctx context.Context) (err error) {
-			once.Do(func() { err = mend(ctx, t, name) })
+		mended := false
+		return func(ctx context.Context) error {
+			if mended {
+				return nil
+			}
+			err := mend(ctx, t, name)
+			mended = err == nil
 			return err
 		}, nil
 	}

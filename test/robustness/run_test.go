@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -51,11 +52,13 @@ type report struct {
 }
 
 type stepReport struct {
-	Fault     string    `json:"fault"`
-	Primary   string    `json:"primary"`
-	Successor string    `json:"successor,omitempty"`
-	Began     time.Time `json:"began"`
-	Undone    time.Time `json:"undone"`
+	Fault     string `json:"fault"`
+	Primary   string `json:"primary"`
+	Successor string `json:"successor,omitempty"`
+	// Second fault on top of it, and on whom.
+	Second string    `json:"second,omitempty"`
+	Began  time.Time `json:"began"`
+	Undone time.Time `json:"undone"`
 	// Whole is when the shard was whole again.
 	Whole time.Time `json:"whole"`
 	// Stalls are how long no client of an endpoint was acknowledged anything, from the fault until the shard was whole.
@@ -156,37 +159,66 @@ func (r *run) step(ctx context.Context, i int, step Step) {
 	kit.Out(fmt.Sprintf("fault %d of %d: %s on %s for %v", i+1, len(r.report.Schedule.Steps), fault.Name, primary, time.Duration(step.Holds)))
 	undo, err := fault.Inject(ctx, r.target, primary)
 	require.NoErrorf(t, err, "injecting %s", fault.Name)
-	pause(ctx, time.Duration(step.Holds))
-	// A fault that is undone before it was noticed may leave everything as it was; one that is not undone must not.
-	lasting := undo == nil
-	if undo != nil {
-		undoing, cancel := context.WithTimeout(ctx, undoLimit)
-		if err := undo(undoing); err != nil {
-			r.complain("undoing %s on %s: %v", fault.Name, primary, err)
-		}
-		cancel()
+	undos := []faults.Undo{undo}
+	if step.Second != nil {
+		undos = append(undos, r.second(ctx, *step.Second, &s))
 	}
+	pause(ctx, time.Until(s.Began.Add(time.Duration(step.Holds))))
+	r.undo(ctx, undos, s)
 	s.Undone = time.Now().UTC()
-	if fault.Effect == faults.Moves && (lasting || fault.Gone) {
+	// A fault that is undone before it was noticed may leave everything as it was; one that cannot be undone may not.
+	if fault.Effect == faults.Moves && (undo == nil || fault.Gone) && s.Second == "" {
 		r.waitMoved(ctx, fault, primary)
 	}
-	waiting, cancel := context.WithTimeout(ctx, wholeLimit)
-	if err := r.target.WaitWhole(waiting); err != nil {
-		r.complain("%v after %s on %s was undone the shard is not whole: %v", wholeLimit, fault.Name, primary, err)
-	}
-	cancel()
-	s.Whole = time.Now().UTC()
-	s.Successor, err = r.target.Primary(ctx)
-	if err != nil {
-		r.complain("after %s on %s: %v", fault.Name, primary, err)
-	}
-	if fault.Effect == faults.Stays && s.Successor != primary {
+	r.waitWhole(ctx, &s)
+	if fault.Effect == faults.Stays && s.Successor != primary && s.Second == "" {
 		r.complain("%s made the shard reparent from %s to %s", fault.Name, primary, s.Successor)
 	}
-	kit.Out(fmt.Sprintf("  %s → %s; whole %.1f s after the fault, %.1f s after it was undone",
-		primary, s.Successor, s.Whole.Sub(s.Began).Seconds(), s.Whole.Sub(s.Undone).Seconds()))
 	r.report.Steps = append(r.report.Steps, s)
 	save(t, r.dir, "report.json", r.report)
+}
+
+// second breaks whoever is the primary by then. With everything that may be broken already it may be impossible to do.
+func (r *run) second(ctx context.Context, second Second, s *stepReport) faults.Undo {
+	fault, err := faults.Named(second.Fault)
+	require.NoError(r.t, err)
+	pause(ctx, time.Until(s.Began.Add(time.Duration(second.After))))
+	ctx, cancel := context.WithTimeout(ctx, secondLimit)
+	defer cancel()
+	primary, err := r.target.Primary(ctx)
+	if err != nil {
+		kit.Out(fmt.Sprintf("  no second fault: %v", err))
+		return nil
+	}
+	s.Second = fmt.Sprintf("%s on %s", fault.Name, primary)
+	kit.Out("  and " + s.Second)
+	undo, err := fault.Inject(ctx, r.target, primary)
+	if err != nil {
+		s.Second += ", which failed"
+		kit.Out(fmt.Sprintf("  which failed: %v", err))
+	}
+	return undo
+}
+
+// undo takes back what can be taken back. One may be in the way of another, so all are tried until all have succeeded.
+func (r *run) undo(ctx context.Context, undos []faults.Undo, s stepReport) {
+	ctx, cancel := context.WithTimeout(ctx, undoLimit)
+	defer cancel()
+	undos = slices.DeleteFunc(undos, func(u faults.Undo) bool { return u == nil })
+	err := labkit.Poll(ctx, time.Second, func(ctx context.Context) (bool, string, error) {
+		var last error
+		undos = slices.DeleteFunc(undos, func(u faults.Undo) bool {
+			err := u(ctx)
+			if err != nil {
+				last = err
+			}
+			return err == nil
+		})
+		return last == nil, fmt.Sprint(last), nil
+	})
+	if err != nil {
+		r.complain("undoing %s on %s %s: %v", s.Fault, s.Primary, s.Second, err)
+	}
 }
 
 func (r *run) waitMoved(ctx context.Context, fault faults.Fault, primary string) {
@@ -199,6 +231,21 @@ func (r *run) waitMoved(ctx context.Context, fault faults.Fault, primary string)
 	if err != nil {
 		r.complain("%s on %s did not make another one primary in %v", fault.Name, primary, moveLimit)
 	}
+}
+
+func (r *run) waitWhole(ctx context.Context, s *stepReport) {
+	waiting, cancel := context.WithTimeout(ctx, wholeLimit)
+	defer cancel()
+	if err := r.target.WaitWhole(waiting); err != nil {
+		r.complain("%v after %s on %s %s was undone the shard is not whole: %v", wholeLimit, s.Fault, s.Primary, s.Second, err)
+	}
+	s.Whole = time.Now().UTC()
+	var err error
+	if s.Successor, err = r.target.Primary(ctx); err != nil {
+		r.complain("after %s on %s: %v", s.Fault, s.Primary, err)
+	}
+	kit.Out(fmt.Sprintf("  %s → %s; whole %.1f s after the fault, %.1f s after it was undone",
+		s.Primary, s.Successor, s.Whole.Sub(s.Began).Seconds(), s.Whole.Sub(s.Undone).Seconds()))
 }
 
 // alive requires that the clients still work: without them nothing is shown.
@@ -261,7 +308,11 @@ func (r *run) judge() {
 func (r *run) print(j *history.Report, took time.Duration) {
 	round := func(d Duration) time.Duration { return time.Duration(d).Round(time.Millisecond) }
 	for _, s := range r.report.Steps {
-		r.t.Logf("MEASURED %-36s no write acknowledged for %7v (gateway) %7v (direct); whole after %.1f s", s.Fault, round(s.Stalls["gateway"]), round(s.Stalls["direct"]), s.Whole.Sub(s.Began).Seconds())
+		name := s.Fault
+		if s.Second != "" {
+			name += ", " + s.Second
+		}
+		r.t.Logf("MEASURED %-36s no write acknowledged for %7v (gateway) %7v (direct); whole after %.1f s", name, round(s.Stalls["gateway"]), round(s.Stalls["direct"]), s.Whole.Sub(s.Began).Seconds())
 	}
 	r.t.Logf("%d operations acknowledged, %d failed, %d of unknown outcome (%d of them successes with a warning): %v", j.Acked, j.Failed, j.Unknown, j.Warned, j.Codes)
 	for e, n := range j.Old {

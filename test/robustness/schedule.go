@@ -29,6 +29,17 @@ type Step struct {
 	After Duration `json:"after"`
 	// Holds is how long the fault lasts before it is undone.
 	Holds Duration `json:"holds"`
+	// Second fault, if any: while the first one lasts, whoever is the primary then fails too.
+	Second *Second `json:"second,omitempty"`
+}
+
+// Second is a fault on top of another one. Two at a time are more than a shard of three survives without a pause; it must
+// lose nothing all the same, and be whole once both are undone. So both must leave the data where it is: with the primary
+// and its only witness destroyed there would be nothing left to be right about.
+type Second struct {
+	Fault string `json:"fault"`
+	// After is how long after the first one it happens.
+	After Duration `json:"after"`
 }
 
 // Schedule is a run that can be repeated.
@@ -74,9 +85,25 @@ func Draw(seed uint64, n int) Schedule {
 		if f.Lasts > 0 {
 			longest = min(longest, f.Lasts)
 		}
-		s.Steps = append(s.Steps, Step{Fault: f.Name, After: between(random, minAfter, maxAfter), Holds: between(random, minHolds, longest)})
+		step := Step{Fault: f.Name, After: between(random, minAfter, maxAfter), Holds: between(random, minHolds, longest)}
+		if second := random.IntN(secondOf) == 0; second && !f.Gone {
+			step.Second = drawSecond(random, time.Duration(step.Holds))
+		}
+		s.Steps = append(s.Steps, step)
 	}
 	return s
+}
+
+// secondOf: one in so many faults has another one on top.
+const secondOf = 4
+
+func drawSecond(random *rand.Rand, holds time.Duration) *Second {
+	for {
+		all := append(faults.All(), faults.Extra()...)
+		if f := all[random.IntN(len(all))]; !f.Gone {
+			return &Second{Fault: f.Name, After: between(random, 0, holds)}
+		}
+	}
 }
 
 func between(random *rand.Rand, low, high time.Duration) Duration {
@@ -95,6 +122,12 @@ func ReadSchedule(path string) (Schedule, error) {
 	}
 	for _, step := range s.Steps {
 		if _, err := faults.Named(step.Fault); err != nil {
+			return s, fmt.Errorf("%s: %w", path, err)
+		}
+		if step.Second == nil {
+			continue
+		}
+		if _, err := faults.Named(step.Second.Fault); err != nil {
 			return s, fmt.Errorf("%s: %w", path, err)
 		}
 	}
