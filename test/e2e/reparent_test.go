@@ -3,8 +3,10 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/verdict"
 	"theseus.dev/theseus/test/faults"
 )
 
@@ -85,7 +88,9 @@ func TestPrimaryFails(t *testing.T) {
 				took := f.eventually("another primary is established", func(s *v1alpha1.Shard) bool {
 					return s.Status.Primary != old && s.Status.Record.EstablishedTerm > term
 				})
-				measured(t, "fault → status names the new primary: %.1f s", took.Seconds())
+				r := f.firstReparent(term)
+				measured(t, "fault → status names the new primary: %.1f s; %s reparent for %s: %s", took.Seconds(), r.Spec.Kind, r.Spec.Reason, phases(r))
+				require.Contains(t, ft.Verdicts, verdict.Verdict(r.Spec.Reason))
 				time.Sleep(3 * time.Second) // Let the writers go on before the old primary may come back.
 			}
 			if undo != nil {
@@ -98,6 +103,17 @@ func TestPrimaryFails(t *testing.T) {
 			load.stopAndVerify(most, ft.Refuses)
 		})
 	}
+}
+
+// firstReparent is the one of the lowest term above another one.
+func (f *fixture) firstReparent(above int64) *v1alpha1.Reparent {
+	f.t.Helper()
+	list := &v1alpha1.ReparentList{}
+	require.NoError(f.t, kit.Client.List(f.ctx, list, client.InNamespace(f.namespace)))
+	items := slices.DeleteFunc(list.Items, func(r v1alpha1.Reparent) bool { return r.Spec.Term <= above })
+	require.NotEmpty(f.t, items)
+	first := slices.MinFunc(items, func(a, b v1alpha1.Reparent) int { return cmp.Compare(a.Spec.Term, b.Spec.Term) })
+	return &first
 }
 
 func (f *fixture) target() faults.Target {

@@ -20,6 +20,7 @@ import (
 
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/labkit"
+	"theseus.dev/theseus/internal/verdict"
 )
 
 // Target is the shard to break.
@@ -48,6 +49,8 @@ type Fault struct {
 	Name, About string
 	// Effect on who is the primary, if the fault lasts.
 	Effect Effect
+	// Verdicts that the reparent may be for, if it moves the primary. Which of two comes first may be a matter of moments.
+	Verdicts []verdict.Verdict
 	// Gone: the instance cannot come back, its successor has another name.
 	Gone bool
 	// Refuses is the SQLSTATE of errors that clients may see for as long as the primary has not moved; "" for none. What was

@@ -19,6 +19,9 @@ func TestNames(t *testing.T) {
 		require.NotEmpty(t, f.About, f.Name)
 		require.NotNil(t, f.Inject, f.Name)
 		require.Contains(t, []Effect{Moves, Stays}, f.Effect, f.Name)
+	}
+	for _, f := range All() {
+		require.Equal(t, f.Effect == Moves, len(f.Verdicts) > 0, f.Name)
 		found, err := Named(f.Name)
 		require.NoError(t, err)
 		require.Equal(t, f.About, found.About)

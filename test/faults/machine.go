@@ -18,7 +18,7 @@ const operatorNamespace = labkit.OperatorNamespace
 func machineFaults() []Fault {
 	return []Fault{
 		{
-			Name: "NodeKilled", About: "power cut of the primary's node; afterwards it is removed and a fresh one is added", Effect: Moves, Gone: true,
+			Name: "NodeKilled", About: "power cut of the primary's node; afterwards it is removed and a fresh one is added", Effect: Moves, Verdicts: dead, Gone: true,
 			Inject: node("kill", func(ctx context.Context, t Target, node string) error {
 				if _, err := t.Kit.Lab(ctx, "node", "remove", node); err != nil {
 					return err
@@ -28,22 +28,22 @@ func machineFaults() []Fault {
 			}),
 		},
 		{
-			Name: "NodeCut", About: "the primary's node can neither send nor receive, and everything on it runs on", Effect: Moves,
+			Name: "NodeCut", About: "the primary's node can neither send nor receive, and everything on it runs on", Effect: Moves, Verdicts: dead,
 			Inject: node("cut", heal),
 		},
 		{
-			Name: "NodeFrozen", About: "every process of the primary's node stops where it is, and later goes on", Effect: Moves,
+			Name: "NodeFrozen", About: "every process of the primary's node stops where it is, and later goes on", Effect: Moves, Verdicts: dead,
 			Inject: node("freeze", func(ctx context.Context, t Target, node string) error {
 				_, err := t.Kit.Lab(ctx, "node", "thaw", node)
 				return err
 			}),
 		},
 		{
-			Name: "NodeDeaf", About: "the primary's node sends but does not receive", Effect: Moves,
+			Name: "NodeDeaf", About: "the primary's node sends but does not receive", Effect: Moves, Verdicts: cut,
 			Inject: node("cut", heal, "--direction", "in"),
 		},
 		{
-			Name: "NodeMute", About: "the primary's node receives but does not send", Effect: Moves,
+			Name: "NodeMute", About: "the primary's node receives but does not send", Effect: Moves, Verdicts: cut,
 			Inject: node("cut", heal, "--direction", "out"),
 		},
 	}
@@ -79,7 +79,7 @@ func node(verb string, mend func(context.Context, Target, string) error, flags .
 func partitionFaults() []Fault {
 	return []Fault{
 		{
-			Name: "CutFromStandbys", About: "the primary and its standbys cannot reach each other; operator, gateways and clients reach all of them", Effect: Moves,
+			Name: "CutFromStandbys", About: "the primary and its standbys cannot reach each other; operator, gateways and clients reach all of them", Effect: Moves, Verdicts: isolated,
 			Inject: func(ctx context.Context, t Target, p string) (Undo, error) {
 				others, err := t.others(ctx, p)
 				if err != nil {

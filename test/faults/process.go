@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"theseus.dev/theseus/internal/labkit"
+	"theseus.dev/theseus/internal/verdict"
 )
 
 // postmaster is a shell expression for the process id of an instance's postmaster.
@@ -34,19 +35,30 @@ dd if=/dev/zero bs=4k oflag=append conv=notrunc of=ballast 2>/dev/null
 	emptyVolume = `rm -f /var/lib/theseus/ballast`
 )
 
+// What a primary may be found to be.
+var (
+	dead     = []verdict.Verdict{verdict.PrimaryDead}
+	stalled  = []verdict.Verdict{verdict.PrimaryStalled}
+	isolated = []verdict.Verdict{verdict.PrimaryIsolated}
+	// A network that works one way may first be noticed at either end.
+	cut = []verdict.Verdict{verdict.PrimaryDead, verdict.PrimaryIsolated}
+	// Writes fail before anybody has looked at how full the volume is.
+	full = []verdict.Verdict{verdict.DiskFull, verdict.PrimarySick}
+)
+
 func processFaults() []Fault {
 	return []Fault{
 		{
-			Name: "PostmasterKilled", About: "kill -9 of the postmaster; its agent lives", Effect: Moves,
+			Name: "PostmasterKilled", About: "kill -9 of the postmaster; its agent lives", Effect: Moves, Verdicts: dead,
 			Inject: script(`kill -9 `+postmaster, ""),
 		},
 		{
-			Name: "PostmasterStopped", About: "SIGSTOP of the postmaster, later continued: open sessions go on, no new one begins", Effect: Moves,
+			Name: "PostmasterStopped", About: "SIGSTOP of the postmaster, later continued: open sessions go on, no new one begins", Effect: Moves, Verdicts: stalled,
 			// Whoever noticed has killed it long before it is continued, unless it is continued soon.
 			Inject: script(`kill -STOP `+postmaster, `kill -CONT `+postmaster+` 2>/dev/null || true`),
 		},
 		{
-			Name: "PodDeleted", About: "the Pod is deleted with no grace", Effect: Moves, Gone: true,
+			Name: "PodDeleted", About: "the Pod is deleted with no grace", Effect: Moves, Verdicts: dead, Gone: true,
 			Inject: func(ctx context.Context, t Target, p string) (Undo, error) {
 				return nil, t.deletePod(ctx, t.Namespace, p)
 			},
@@ -57,7 +69,7 @@ func processFaults() []Fault {
 			Lasts: 15 * time.Second, Inject: stopAgent,
 		},
 		{
-			Name: "VolumeStalled", About: "every write and fsync on the data volume hangs", Effect: Moves,
+			Name: "VolumeStalled", About: "every write and fsync on the data volume hangs", Effect: Moves, Verdicts: stalled,
 			Inject: func(ctx context.Context, t Target, p string) (Undo, error) {
 				claim := t.Namespace + "/" + p
 				_, err := t.Kit.Lab(ctx, "volume", "stall", claim)
@@ -72,7 +84,7 @@ func processFaults() []Fault {
 			},
 		},
 		{
-			Name: "VolumeFull", About: "the data volume has no block left", Effect: Moves,
+			Name: "VolumeFull", About: "the data volume has no block left", Effect: Moves, Verdicts: full,
 			// Statements that need a block fail, cleanly and at once, until the primary has moved.
 			Refuses: "53100",
 			Inject:  script(fillVolume, emptyVolume),
@@ -82,7 +94,7 @@ func processFaults() []Fault {
 			Inject: promoteStandby,
 		},
 		{
-			Name: "LeaderAndPodDeleted", About: "the operator's leader and the primary's Pod are deleted with no grace at the same time", Effect: Moves, Gone: true,
+			Name: "LeaderAndPodDeleted", About: "the operator's leader and the primary's Pod are deleted with no grace at the same time", Effect: Moves, Verdicts: dead, Gone: true,
 			Inject: func(ctx context.Context, t Target, p string) (Undo, error) {
 				leader, err := t.leader(ctx)
 				if err != nil {
@@ -95,7 +107,7 @@ func processFaults() []Fault {
 			},
 		},
 		{
-			Name: "OperatorsDeletedAndPostmasterKilled", About: "every operator replica is deleted with no grace, and the postmaster is killed at the same time", Effect: Moves,
+			Name: "OperatorsDeletedAndPostmasterKilled", About: "every operator replica is deleted with no grace, and the postmaster is killed at the same time", Effect: Moves, Verdicts: dead,
 			Inject: func(ctx context.Context, t Target, p string) (Undo, error) {
 				operators, err := t.operators(ctx)
 				if err != nil {
