@@ -105,7 +105,7 @@ type Window struct {
 const (
 	// ConditionPlanHolds is true while no node is, or will be, older than spec.maxAge.
 	ConditionPlanHolds = "PlanHolds"
-	// ConditionFrozen is true while no node may begin to go.
+	// ConditionFrozen is true while no node may begin to go, in some zone or at all.
 	ConditionFrozen = "Frozen"
 )
 
@@ -121,6 +121,9 @@ type NodeRotation struct {
 	// Machine that was found under it, as the provider names it.
 	// +optional
 	Machine string `json:"machine,omitempty"`
+	// MachineUID tells it from a later machine of the same name.
+	// +optional
+	MachineUID string `json:"machineUID,omitempty"`
 	// Phase: Holding, Surging, Moving, Replacing, GivingBack, Done or Failed.
 	Phase string `json:"phase"`
 	// PhaseStartedAt is when the phase began; StartedAt is when it all began.

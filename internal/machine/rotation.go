@@ -8,7 +8,8 @@ import (
 // Phase of a rotation: a node on its way out for its age, or because its machine is being removed.
 //
 //	Holding → Surging → Moving → Replacing → Done
-//	             └────────┴─► GivingBack → Failed     (did not empty in time; it is tried again later)
+//	   │         └────────┴─► GivingBack → Failed     (did not empty in time; it is tried again later)
+//	   └────────────────────────────────────┘          (could not be held)
 type Phase string
 
 // The phases.
@@ -47,6 +48,8 @@ const (
 
 // Limits of a rotation. The zero value of every field is its default.
 type Limits struct {
+	// Hold is how long it may take to hold the machine. Default 30m.
+	Hold time.Duration
 	// Surge is how long making room may take. Default 30m.
 	Surge time.Duration
 	// Drain is how long moving the instances off may take. Default 12h.
@@ -83,8 +86,8 @@ type Step struct {
 // Next decides the next step of a rotation. A machine that is being removed by somebody else is never given back: its
 // instances have to go whatever we want.
 func Next(s Seen, l Limits) Step {
-	limit := map[Phase]time.Duration{Surging: l.Surge, Moving: l.Drain, Replacing: l.Replace}
-	for p, def := range map[Phase]time.Duration{Surging: 30 * time.Minute, Moving: 12 * time.Hour, Replacing: time.Hour} {
+	limit := map[Phase]time.Duration{Holding: l.Hold, Surging: l.Surge, Moving: l.Drain, Replacing: l.Replace}
+	for p, def := range map[Phase]time.Duration{Holding: 30 * time.Minute, Surging: 30 * time.Minute, Moving: 12 * time.Hour, Replacing: time.Hour} {
 		if limit[p] <= 0 {
 			limit[p] = def
 		}
@@ -109,6 +112,9 @@ func Next(s Seen, l Limits) Step {
 	case r.Phase == Holding && s.Held:
 		enter(Surging, "room is being made")
 		call = CallSurge
+	case r.Phase == Holding && (late || !s.Wanted && !s.Removing):
+		enter(RotFailed, "the machine was not held")
+		call = CallRelease
 	case r.Phase == Holding:
 		call = CallHold
 	case !s.Wanted && !s.Removing && s.Moving == 0 && (r.Phase == Surging || r.Phase == Moving):

@@ -1,0 +1,190 @@
+package nodepolicy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/ledger"
+	"theseus.dev/theseus/internal/lifetime"
+	"theseus.dev/theseus/internal/machine"
+)
+
+// keepFinished is how long a rotation that ended is shown, and counts for the rate of starts.
+const keepFinished = time.Hour
+
+// retryAfter is how long a node is left alone after its rotation failed: a forty-eighth of the maximum age, from 10 s to
+// an hour.
+func retryAfter(maxAge time.Duration) time.Duration {
+	return min(max(maxAge/48, 10*time.Second), time.Hour)
+}
+
+// rotations that are under way have no end.
+func underWay(r *v1alpha1.NodeRotation) bool { return r.FinishedAt == nil }
+
+// rotationOf finds the rotation of exactly this node.
+func rotationOf(st *v1alpha1.NodePolicyStatus, node *corev1.Node) *v1alpha1.NodeRotation {
+	for i := range st.Rotations {
+		if r := &st.Rotations[i]; r.Node == node.Name && r.NodeUID == string(node.UID) {
+			return r
+		}
+	}
+	return nil
+}
+
+// left reports whether a node was emptied and left to people: there is no provider that would replace it.
+func left(p *v1alpha1.NodePolicy, node *corev1.Node, pods int) bool {
+	return p.Spec.Machine.Provider == v1alpha1.MachineNone && pods == 0 && node.Spec.Unschedulable
+}
+
+// planned is a lifetime plan of nodes.
+type planned struct {
+	lifetime.Plan
+	// nodes that the plan's slots index.
+	nodes []*corev1.Node
+	// overdue is how many are older than allowed now.
+	overdue int
+}
+
+// makePlan plans the nodes of a policy. Failed rotations freeze their zone for a while: the next attempt is a probe.
+func makePlan(p *v1alpha1.NodePolicy, nodes []*corev1.Node, frozen map[string]string, now time.Time) (planned, error) {
+	windows, err := windows(p.Spec.Windows)
+	if err != nil {
+		return planned{}, err
+	}
+	maxAge := p.Spec.MaxAge.Duration
+	objs := make([]lifetime.Object, len(nodes))
+	out := planned{nodes: nodes}
+	for i, n := range nodes {
+		rot := rotationOf(&p.Status, n)
+		objs[i] = lifetime.Object{
+			ID: string(n.UID), Zone: n.Labels[corev1.LabelTopologyZone], CreatedAt: n.CreationTimestamp.Time,
+			InFlight: rot != nil && underWay(rot),
+		}
+		if now.Sub(n.CreationTimestamp.Time) > maxAge {
+			out.overdue++
+		}
+	}
+	zones := failedZones(p, now)
+	for z, why := range frozen {
+		zones[z] = why
+	}
+	took := durations(p)
+	lead := lifetime.Lead(took, 0, maxAge)
+	out.Plan = lifetime.Make(objs, lifetime.Policy{
+		MaxAge: maxAge, Lead: lead, Service: lifetime.Service(took, lead/4), Windows: windows, Budget: budget(p, len(nodes)),
+		Freeze: p.Spec.Freeze, FrozenZones: zones,
+	}, now)
+	return out, nil
+}
+
+// durations of the rotations that ended well, as far as they are remembered.
+func durations(p *v1alpha1.NodePolicy) []time.Duration {
+	var took []time.Duration
+	for i := range p.Status.Rotations {
+		if r := &p.Status.Rotations[i]; !underWay(r) && r.Phase == string(machine.RotDone) {
+			took = append(took, r.FinishedAt.Sub(r.StartedAt.Time))
+		}
+	}
+	return took
+}
+
+// failedZones are those whose last rotation failed a short while ago.
+func failedZones(p *v1alpha1.NodePolicy, now time.Time) map[string]string {
+	out := map[string]string{}
+	for i := range p.Status.Rotations {
+		r := &p.Status.Rotations[i]
+		if !underWay(r) && r.Phase == string(machine.RotFailed) && now.Sub(r.FinishedAt.Time) < retryAfter(p.Spec.MaxAge.Duration) {
+			out[r.Zone] = fmt.Sprintf("the rotation of node %s failed: %s", r.Node, r.Message)
+		}
+	}
+	return out
+}
+
+// budget in nodes; 0 in the spec lets none go, which the plan cannot say: it is a freeze.
+func budget(p *v1alpha1.NodePolicy, nodes int) int {
+	if p.Spec.Budget.Type == intstr.Int {
+		return int(p.Spec.Budget.IntVal)
+	}
+	n, err := intstr.GetScaledValueFromIntOrPercent(&p.Spec.Budget, nodes, true)
+	if err != nil {
+		return 1 // the API admits nothing that fails here
+	}
+	return n
+}
+
+var weekdays = []string{"Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"}
+
+func windows(in []v1alpha1.Window) ([]lifetime.Window, error) {
+	var out []lifetime.Window
+	for i, w := range in {
+		at, err := time.Parse("15:04", w.Start)
+		if err != nil {
+			return nil, fmt.Errorf("spec.windows[%d].start: %w", i, err)
+		}
+		zone, err := time.LoadLocation(w.TimeZone)
+		if err != nil {
+			return nil, fmt.Errorf("spec.windows[%d].timeZone: %w", i, err)
+		}
+		one := lifetime.Window{Start: time.Duration(at.Hour())*time.Hour + time.Duration(at.Minute())*time.Minute, Length: w.Length.Duration, Location: zone}
+		for _, d := range w.Days {
+			one.Days = append(one.Days, time.Weekday(slices.Index(weekdays, d)))
+		}
+		if err := one.Validate(); err != nil {
+			return nil, fmt.Errorf("spec.windows[%d]: %w", i, err)
+		}
+		out = append(out, one)
+	}
+	return out, nil
+}
+
+// requests are what the plan says is due, for the ledger.
+func (pl *planned) requests(p *v1alpha1.NodePolicy, shards map[string][]string) []ledger.NodeRequest {
+	var out []ledger.NodeRequest
+	for _, slot := range pl.Due() {
+		n := pl.nodes[slot.Index]
+		out = append(out, ledger.NodeRequest{
+			Node: n.Name, Policy: p.Name, Zone: n.Labels[corev1.LabelTopologyZone], Shards: shards[n.Name],
+			Near: slot.Near, Deadline: slot.Deadline,
+		})
+	}
+	return out
+}
+
+// summarize writes what a plan means into the status.
+func (pl *planned) summarize(p *v1alpha1.NodePolicy, waiting []string) {
+	st := &p.Status
+	st.Nodes = int32(len(pl.nodes))
+	st.OldestNode, st.NextNode, st.NextAt = nil, "", nil
+	for _, n := range pl.nodes {
+		if st.OldestNode == nil || n.CreationTimestamp.Before(st.OldestNode) {
+			st.OldestNode = n.CreationTimestamp.DeepCopy()
+		}
+	}
+	if len(pl.Slots) > 0 {
+		st.NextNode = pl.nodes[pl.Slots[0].Index].Name
+		st.NextAt = &metav1.Time{Time: pl.Slots[0].Start}
+	}
+	st.PerDay = fmt.Sprintf("%.3g", pl.BaseRate*24)
+	message := pl.Message
+	if len(waiting) > 0 {
+		message += "; " + strings.Join(waiting, "; ")
+	}
+	set(p, v1alpha1.ConditionPlanHolds, pl.Holds, string(pl.Reason), message)
+	frozen, reason, why := false, "NotFrozen", "nodes may begin to go"
+	if p.Spec.Freeze != "" {
+		frozen, reason, why = true, "Spec", p.Spec.Freeze
+	}
+	for _, s := range pl.Slots {
+		if !frozen && s.Frozen != "" {
+			frozen, reason, why = true, "NoCapacity", s.Frozen
+		}
+	}
+	set(p, v1alpha1.ConditionFrozen, frozen, reason, why)
+}
