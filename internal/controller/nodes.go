@@ -8,6 +8,7 @@ import (
 
 	"theseus.dev/theseus/internal/controller/drain"
 	"theseus.dev/theseus/internal/controller/evictions"
+	"theseus.dev/theseus/internal/controller/nodepolicy"
 	"theseus.dev/theseus/internal/controller/request"
 	"theseus.dev/theseus/internal/machine"
 	"theseus.dev/theseus/internal/machine/clusterapi"
@@ -23,6 +24,13 @@ func setupNodes(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 	d := &drain.Reconciler{Client: mgr.GetClient(), Recorder: mgr.GetEventRecorder("theseus"), Clock: opts.Clock, Machines: machines}
 	if err := d.SetupWithManager(mgr, opts.Workers); err != nil {
 		return fmt.Errorf("controller drain: %w", err)
+	}
+	n := &nodepolicy.Reconciler{
+		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Recorder: mgr.GetEventRecorder("theseus"), Clock: opts.Clock,
+		Namespace: opts.Evictions.Namespace,
+	}
+	if err := n.SetupWithManager(mgr); err != nil {
+		return fmt.Errorf("controller nodepolicy: %w", err)
 	}
 	if opts.Evictions.Namespace == "" {
 		return nil
