@@ -22,8 +22,8 @@ GO_SOURCES := $(shell find api cmd internal -name '*.go' -not -name '*_test.go' 
 
 ##@ What you will want
 .PHONY: demo
-demo: packages binaries images $(BIN)/theseus-demo ## Start a lab, install Theseus, run the quickstart; CLUSTER=current uses your kubeconfig, IMAGE= names pushed images
-	$(BIN)/theseus-demo --cluster=$(or $(CLUSTER),lab) $(if $(IMAGE),--image=$(IMAGE))
+demo: packages binaries images $(BIN)/theseus-demo ## Start a lab, install Theseus, run the quickstart, replace everything (STORY=false: do not); CLUSTER=current uses your kubeconfig, IMAGE= names pushed images
+	$(BIN)/theseus-demo --cluster=$(or $(CLUSTER),lab) $(if $(IMAGE),--image=$(IMAGE)) $(if $(STORY),--story=$(STORY))
 
 .PHONY: test
 test: packages lint test-unit test-integration test-lab test-e2e ## Everything: lint, unit, integration (real API server, PostgreSQL, PgBouncer), lab and end-to-end tests

@@ -1,6 +1,8 @@
 // Command theseus-demo is `make demo`: it starts a lab (or takes the cluster of the current kubeconfig), installs
 // Theseus with its chart, applies the quickstart, writes and reads through the read-write endpoint and shows what is
-// there. It may be run again at any time, also after it was interrupted.
+// there. In the lab it then tells a story: lifetimes are minutes, a write load goes on, every instance and every node is
+// replaced, a machine loses power; a table says what that cost. It may be run again at any time, also after it was
+// interrupted.
 package main
 
 import (
@@ -31,7 +33,11 @@ func main() {
 	flag.StringVar(&opts.cluster, "cluster", "lab", "lab, or current for the cluster of the current kubeconfig")
 	flag.StringVar(&opts.image, "image", "", "with -cluster=current: operator image; the operand is found beside it as <image>-pg17")
 	flag.StringVar(&opts.lab, "lab", defaultLab, "name of the lab")
-	flag.DurationVar(&opts.timeout, "timeout", 10*time.Minute, "bound on the whole demo")
+	flag.DurationVar(&opts.timeout, "timeout", 40*time.Minute, "bound on the whole demo")
+	flag.BoolVar(&opts.story, "story", true, "in a lab: replace everything while clients write")
+	flag.DurationVar(&opts.instanceAge, "instance-age", 5*time.Minute, "of the story: maximum age of instances")
+	flag.DurationVar(&opts.nodeAge, "node-age", 8*time.Minute, "of the story: maximum age of nodes")
+	flag.DurationVar(&opts.rotation, "rotation", 20*time.Minute, "of the story: bound on replacing everything")
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -45,8 +51,10 @@ func main() {
 }
 
 type options struct {
-	cluster, image, lab string
-	timeout             time.Duration
+	cluster, image, lab            string
+	timeout                        time.Duration
+	story                          bool
+	instanceAge, nodeAge, rotation time.Duration
 }
 
 func run(ctx context.Context, opts options) error {
@@ -83,6 +91,13 @@ func run(ctx context.Context, opts options) error {
 	}
 	fmt.Printf("\nUp after %.0f s, and left running.\n", time.Since(start).Seconds())
 	printHints(kit)
+	if opts.story && kit.LabName != "" {
+		if err := tell(ctx, kit, opts); err != nil {
+			return err
+		}
+		fmt.Println("\nThe lab is left running.")
+		printHints(kit)
+	}
 	return nil
 }
 

@@ -209,11 +209,12 @@ func (r *recorder) report(ctx context.Context) {
 		}
 		r.mu.Lock()
 		now := r.config.Clock.Now()
-		line := fmt.Sprintf("%6.1fs  %6d writes/s  %5d failed  %5d unknown  since last write %6.1f ms  longest stall %7.1f ms\n",
-			now.Sub(r.start).Seconds(), r.s.Acked-before, r.s.Failed, r.s.Unknown, ms(now.Sub(r.lastAck)),
-			max(r.s.LongestStallMS, ms(now.Sub(r.lastAck))))
+		p := Progress{
+			Seconds: now.Sub(r.start).Seconds(), PerSecond: r.s.Acked - before, Failed: r.s.Failed, Unknown: r.s.Unknown,
+			StallMS: ms(now.Sub(r.lastAck)), LongestStallMS: max(r.s.LongestStallMS, ms(now.Sub(r.lastAck))),
+		}
 		before = r.s.Acked
 		r.mu.Unlock()
-		_, _ = r.config.Live.Write([]byte(line))
+		_, _ = fmt.Fprintln(r.config.Live, p)
 	}
 }

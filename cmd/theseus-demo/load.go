@@ -1,0 +1,123 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"theseus.dev/theseus/internal/labkit"
+	"theseus.dev/theseus/internal/load"
+	"theseus.dev/theseus/internal/story"
+)
+
+// writing is a write load on a machine beside the nodes, through the gateway.
+type writing struct {
+	cmd    *exec.Cmd
+	out    string
+	exited chan struct{}
+	err    error
+
+	mu   sync.Mutex
+	last load.Progress
+	said []string
+}
+
+func startWriting(ctx context.Context, kit *labkit.Kit) (*writing, error) {
+	uri, err := kit.AppURI(ctx, namespace, database)
+	if err != nil {
+		return nil, err
+	}
+	// The load runs beside the nodes, where the authority's file is not.
+	u, err := url.Parse(uri)
+	if err != nil {
+		return nil, err
+	}
+	q := u.Query()
+	q.Set("sslmode", "require")
+	q.Del("sslrootcert")
+	u.RawQuery = q.Encode()
+	dir, err := os.MkdirTemp("", "theseus-demo-")
+	if err != nil {
+		return nil, err
+	}
+	w := &writing{out: filepath.Join(dir, "load.json"), exited: make(chan struct{})}
+	w.cmd = exec.Command(kit.Bin("lab"), "--name", kit.LabName, "client", "--", kit.Bin("theseus-load"),
+		"--interval", "10ms", "--timeout", "20s", "--out", w.out)
+	// The password travels in the environment, where other users cannot read it.
+	w.cmd.Env = append(os.Environ(), "DATABASE_URL="+u.String())
+	// Its own process group: Ctrl-C is for the demo, which then ends the load in order.
+	w.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
+	stderr, err := w.cmd.StderrPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := w.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		w.read(stderr)
+		w.err = w.cmd.Wait()
+		close(w.exited)
+	}()
+	return w, nil
+}
+
+func (w *writing) read(r io.Reader) {
+	lines := bufio.NewScanner(r)
+	for lines.Scan() {
+		p, ok := load.ParseProgress(lines.Text())
+		w.mu.Lock()
+		if ok {
+			w.last = p
+		} else {
+			w.said = append(w.said, lines.Text())
+		}
+		w.mu.Unlock()
+	}
+}
+
+// clients is what the load has seen so far.
+func (w *writing) clients() story.Clients {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	ms := func(v float64) time.Duration { return time.Duration(v * float64(time.Millisecond)) }
+	return story.Clients{
+		PerSecond: w.last.PerSecond, Failed: w.last.Failed, Unknown: w.last.Unknown,
+		Stall: ms(w.last.StallMS), Longest: ms(w.last.LongestStallMS),
+	}
+}
+
+// end stops the load, which reads everything back, and returns what it found.
+func (w *writing) end(ctx context.Context) (story.Ending, error) {
+	_ = w.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-w.exited:
+	case <-ctx.Done():
+		_ = w.cmd.Process.Kill()
+		return story.Ending{}, errors.New("the load did not end")
+	}
+	defer func() { _ = os.RemoveAll(filepath.Dir(w.out)) }()
+	data, err := os.ReadFile(w.out)
+	if err != nil {
+		return story.Ending{}, fmt.Errorf("the load left no summary (%w): %s", w.err, strings.Join(w.said, "; "))
+	}
+	s := &load.Summary{}
+	if err := json.Unmarshal(data, s); err != nil {
+		return story.Ending{}, err
+	}
+	return story.Ending{
+		Acked: s.Acked, Errors: s.Failed + s.Unknown, Lost: s.Lost, Verified: s.Verified,
+		LongestStall: time.Duration(s.LongestStallMS * float64(time.Millisecond)),
+	}, nil
+}
