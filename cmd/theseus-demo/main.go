@@ -112,13 +112,14 @@ func prepare(ctx context.Context, kit *labkit.Kit, opts options) (labkit.Images,
 		return labkit.Images{Operator: opts.image, Operand: opts.image + "-pg%d"}, kit.Step("connect to the current cluster", kit.Connect)
 	case "lab":
 		kit.LabName = opts.lab
-		if err := kit.Step(fmt.Sprintf("start a Kubernetes of %d nodes on this machine", nodes), func() error { return kit.Up(ctx, nodes) }); err != nil {
-			return labkit.Images{}, err
-		}
-		err := kit.Step("load the images", func() error {
+		// Before the lab is up an image is unpacked once, and every node begins with a copy; afterwards once per node.
+		if err := kit.Step("unpack the images", func() error {
 			dir := filepath.Join(kit.Root, "build", "images")
 			return kit.LoadImages(ctx, filepath.Join(dir, "operator.tar"), filepath.Join(dir, "operand-pg17.tar"))
-		})
+		}); err != nil {
+			return labkit.Images{}, err
+		}
+		err := kit.Step(fmt.Sprintf("start a Kubernetes of %d nodes on this machine", nodes), func() error { return kit.Up(ctx, nodes) })
 		return labkit.LabImages(), err
 	default:
 		return labkit.Images{}, fmt.Errorf("unknown -cluster %q: lab or current", opts.cluster)

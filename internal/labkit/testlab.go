@@ -17,8 +17,9 @@ func (k *Kit) SetUp(ctx context.Context, nodes int, majors ...string) error {
 		name string
 		f    func() error
 	}{
+		// Before the lab is up an image is unpacked once, and every node begins with a copy; afterwards once per node.
+		{"unpack images", func() error { return k.LoadImages(ctx, archives...) }},
 		{"lab up", func() error { return k.Up(ctx, nodes) }},
-		{"load images", func() error { return k.LoadImages(ctx, archives...) }},
 		{"install chart", func() error { return k.Install(ctx, LabImages()) }},
 	} {
 		if err := k.Step(step.name, step.f); err != nil {
