@@ -33,10 +33,8 @@ func (a *Agent) Dump(ctx context.Context, req *agentpb.DumpRequest) (*agentpb.Du
 	if data, err := json.MarshalIndent(state, "", "  "); err == nil {
 		files["state.json"] = data
 	}
-	control, err := a.pg.Control(ctx)
-	files["controldata.txt"] = []byte(control.Text)
-	if err != nil {
-		files["controldata.txt"] = []byte(err.Error() + "\n")
+	for name, data := range inTime(ctx, dumpSlow, a.slowEvidence()) {
+		files[name] = data
 	}
 	for _, data := range files {
 		limit -= len(data)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"path"
 	"slices"
 	"strings"
@@ -29,13 +30,35 @@ func NewBucket(b *blob.Bucket, prefix string) Bucket {
 	return Bucket{bucket: b, prefix: strings.Trim(prefix, "/")}
 }
 
-// Open opens a bucket by its URL, with whatever drivers the program has imported.
-func Open(ctx context.Context, url, prefix string) (Bucket, error) {
-	b, err := blob.OpenBucket(ctx, url)
+// Open opens a bucket by its URL, with whatever drivers the program has imported. Directories (file://) are made when they
+// are missing, and files appear in them whole or not at all.
+func Open(ctx context.Context, address, prefix string) (Bucket, error) {
+	u, err := url.Parse(address)
 	if err != nil {
-		return Bucket{}, fmt.Errorf("evidence cannot be kept in %q: %w", url, err)
+		return Bucket{}, fmt.Errorf("%q is no URL of a bucket: %w", address, err)
+	}
+	if u.Scheme == "file" {
+		q := u.Query()
+		for name, value := range map[string]string{"create_dir": "true", "no_tmp_dir": "true", "metadata": "skip"} {
+			if !q.Has(name) {
+				q.Set(name, value)
+			}
+		}
+		u.RawQuery = q.Encode()
+	}
+	b, err := blob.OpenBucket(ctx, u.String())
+	if err != nil {
+		return Bucket{}, fmt.Errorf("evidence cannot be kept in %q: %w", address, err)
 	}
 	return NewBucket(b, prefix), nil
+}
+
+// Cases are the bundles of condemned instances in the bucket.
+func (b Bucket) Cases() Bucket { return Bucket{bucket: b.bucket, prefix: path.Join(b.prefix, "cases")} }
+
+// Trails are what the flight recorder wrote in the bucket.
+func (b Bucket) Trails() Trails {
+	return Trails{Bucket{bucket: b.bucket, prefix: path.Join(b.prefix, "trail")}}
 }
 
 // Close closes the bucket.

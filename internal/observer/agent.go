@@ -13,8 +13,11 @@ import (
 // connectTimeout bounds one attempt: an agent that lives answers within milliseconds, and the attempt is repeated.
 const connectTimeout = 500 * time.Millisecond
 
-// AgentStream is the Stream to real agents, with the identity that identities gives for the shard.
-func AgentStream(identities func(ctx context.Context, shard types.NamespacedName) (agentapi.Identity, error)) Stream {
+// Beside is run beside a stream, on the same connection, until ctx ends with the stream.
+type Beside func(ctx context.Context, shard types.NamespacedName, target Target, client agentpb.AgentClient)
+
+// AgentStream is the Stream to real agents, with the identity that identities gives for the shard. beside may be nil.
+func AgentStream(identities func(ctx context.Context, shard types.NamespacedName) (agentapi.Identity, error), beside Beside) Stream {
 	return func(ctx context.Context, shard types.NamespacedName, target Target, req *agentpb.WatchRequest, got func(*agentpb.Status)) error {
 		id, err := identities(ctx, shard)
 		if err != nil {
@@ -27,6 +30,11 @@ func AgentStream(identities func(ctx context.Context, shard types.NamespacedName
 			return err
 		}
 		defer func() { _ = c.Close() }()
+		if beside != nil {
+			ctx, stop := context.WithCancel(ctx)
+			defer stop()
+			go beside(ctx, shard, target, c)
+		}
 		return c.WatchStatus(ctx, req, got)
 	}
 }

@@ -112,7 +112,7 @@ func (w *watcher) got(s *agentpb.Status) {
 	}
 	w.mu.Lock()
 	change := Heartbeat
-	if !w.seen.Connected || !sameMeaning(w.seen.Status, s) {
+	if !w.seen.Connected || !SameMeaning(w.seen.Status, s) {
 		change = Significant
 	}
 	w.seen.Status, w.seen.ReceivedAt = s, w.o.opts.Clock.Now()
@@ -139,8 +139,8 @@ func (w *watcher) failed(err error) {
 	}
 }
 
-// sameMeaning reports whether two statuses of one instance differ in nothing but what moves all the time.
-func sameMeaning(a, b *agentpb.Status) bool {
+// SameMeaning reports whether two statuses of one instance differ in nothing but what moves all the time.
+func SameMeaning(a, b *agentpb.Status) bool {
 	return a != nil && b != nil && proto.Equal(meaning(a), meaning(b))
 }
 

@@ -90,6 +90,56 @@ func (Role) EnumDescriptor() ([]byte, []int) {
 	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{0}
 }
 
+// LogSource says whose line it is.
+type LogSource int32
+
+const (
+	LogSource_LOG_SOURCE_UNSPECIFIED LogSource = 0
+	LogSource_POSTGRES               LogSource = 1
+	LogSource_AGENT                  LogSource = 2
+)
+
+// Enum value maps for LogSource.
+var (
+	LogSource_name = map[int32]string{
+		0: "LOG_SOURCE_UNSPECIFIED",
+		1: "POSTGRES",
+		2: "AGENT",
+	}
+	LogSource_value = map[string]int32{
+		"LOG_SOURCE_UNSPECIFIED": 0,
+		"POSTGRES":               1,
+		"AGENT":                  2,
+	}
+)
+
+func (x LogSource) Enum() *LogSource {
+	p := new(LogSource)
+	*p = x
+	return p
+}
+
+func (x LogSource) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LogSource) Descriptor() protoreflect.EnumDescriptor {
+	return file_internal_agentapi_agentpb_agent_proto_enumTypes[1].Descriptor()
+}
+
+func (LogSource) Type() protoreflect.EnumType {
+	return &file_internal_agentapi_agentpb_agent_proto_enumTypes[1]
+}
+
+func (x LogSource) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LogSource.Descriptor instead.
+func (LogSource) EnumDescriptor() ([]byte, []int) {
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{1}
+}
+
 // Position is where an instance's WAL ends. The term decides before the LSN: see package quorum.
 type Position struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2289,6 +2339,215 @@ func (x *DumpReply) GetFiles() map[string][]byte {
 	return nil
 }
 
+type LogsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where to resume: the sequences last received of the process boot_id. Of another process all lines are sent.
+	BootId        string `protobuf:"bytes,1,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	AfterPostgres uint64 `protobuf:"varint,2,opt,name=after_postgres,json=afterPostgres,proto3" json:"after_postgres,omitempty"`
+	AfterAgent    uint64 `protobuf:"varint,3,opt,name=after_agent,json=afterAgent,proto3" json:"after_agent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogsRequest) Reset() {
+	*x = LogsRequest{}
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogsRequest) ProtoMessage() {}
+
+func (x *LogsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
+func (*LogsRequest) Descriptor() ([]byte, []int) {
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *LogsRequest) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
+func (x *LogsRequest) GetAfterPostgres() uint64 {
+	if x != nil {
+		return x.AfterPostgres
+	}
+	return 0
+}
+
+func (x *LogsRequest) GetAfterAgent() uint64 {
+	if x != nil {
+		return x.AfterAgent
+	}
+	return 0
+}
+
+type LogLine struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Source LogSource              `protobuf:"varint,1,opt,name=source,proto3,enum=theseus.agent.v1.LogSource" json:"source,omitempty"`
+	// Counts the lines of one source in one agent process, from 1.
+	Sequence uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// When the agent read it.
+	AtUnixMs      int64  `protobuf:"varint,3,opt,name=at_unix_ms,json=atUnixMs,proto3" json:"at_unix_ms,omitempty"`
+	Text          string `protobuf:"bytes,4,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogLine) Reset() {
+	*x = LogLine{}
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogLine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogLine) ProtoMessage() {}
+
+func (x *LogLine) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogLine.ProtoReflect.Descriptor instead.
+func (*LogLine) Descriptor() ([]byte, []int) {
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *LogLine) GetSource() LogSource {
+	if x != nil {
+		return x.Source
+	}
+	return LogSource_LOG_SOURCE_UNSPECIFIED
+}
+
+func (x *LogLine) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *LogLine) GetAtUnixMs() int64 {
+	if x != nil {
+		return x.AtUnixMs
+	}
+	return 0
+}
+
+func (x *LogLine) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+type LogsReply struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in Status: whose lines these are.
+	Instance string     `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
+	PodUid   string     `protobuf:"bytes,2,opt,name=pod_uid,json=podUid,proto3" json:"pod_uid,omitempty"`
+	BootId   string     `protobuf:"bytes,3,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	Lines    []*LogLine `protobuf:"bytes,4,rep,name=lines,proto3" json:"lines,omitempty"`
+	// Lines between the previous message (or the cursor) and this one that are lost.
+	Missed        uint64 `protobuf:"varint,5,opt,name=missed,proto3" json:"missed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogsReply) Reset() {
+	*x = LogsReply{}
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogsReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogsReply) ProtoMessage() {}
+
+func (x *LogsReply) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogsReply.ProtoReflect.Descriptor instead.
+func (*LogsReply) Descriptor() ([]byte, []int) {
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *LogsReply) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
+}
+
+func (x *LogsReply) GetPodUid() string {
+	if x != nil {
+		return x.PodUid
+	}
+	return ""
+}
+
+func (x *LogsReply) GetBootId() string {
+	if x != nil {
+		return x.BootId
+	}
+	return ""
+}
+
+func (x *LogsReply) GetLines() []*LogLine {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+func (x *LogsReply) GetMissed() uint64 {
+	if x != nil {
+		return x.Missed
+	}
+	return 0
+}
+
 type CommandReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
@@ -2299,7 +2558,7 @@ type CommandReply struct {
 
 func (x *CommandReply) Reset() {
 	*x = CommandReply{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[31]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2311,7 +2570,7 @@ func (x *CommandReply) String() string {
 func (*CommandReply) ProtoMessage() {}
 
 func (x *CommandReply) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[31]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2324,7 +2583,7 @@ func (x *CommandReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandReply.ProtoReflect.Descriptor instead.
 func (*CommandReply) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{31}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CommandReply) GetTerm() uint64 {
@@ -2530,7 +2789,24 @@ const file_internal_agentapi_agentpb_agent_proto_rawDesc = "" +
 	"\n" +
 	"FilesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"T\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value:\x028\x01\"n\n" +
+	"\vLogsRequest\x12\x17\n" +
+	"\aboot_id\x18\x01 \x01(\tR\x06bootId\x12%\n" +
+	"\x0eafter_postgres\x18\x02 \x01(\x04R\rafterPostgres\x12\x1f\n" +
+	"\vafter_agent\x18\x03 \x01(\x04R\n" +
+	"afterAgent\"\x8c\x01\n" +
+	"\aLogLine\x123\n" +
+	"\x06source\x18\x01 \x01(\x0e2\x1b.theseus.agent.v1.LogSourceR\x06source\x12\x1a\n" +
+	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x1c\n" +
+	"\n" +
+	"at_unix_ms\x18\x03 \x01(\x03R\batUnixMs\x12\x12\n" +
+	"\x04text\x18\x04 \x01(\tR\x04text\"\xa2\x01\n" +
+	"\tLogsReply\x12\x1a\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\x12\x17\n" +
+	"\apod_uid\x18\x02 \x01(\tR\x06podUid\x12\x17\n" +
+	"\aboot_id\x18\x03 \x01(\tR\x06bootId\x12/\n" +
+	"\x05lines\x18\x04 \x03(\v2\x19.theseus.agent.v1.LogLineR\x05lines\x12\x16\n" +
+	"\x06missed\x18\x05 \x01(\x04R\x06missed\"T\n" +
 	"\fCommandReply\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x120\n" +
 	"\x06status\x18\x02 \x01(\v2\x18.theseus.agent.v1.StatusR\x06status*[\n" +
@@ -2540,7 +2816,12 @@ const file_internal_agentapi_agentpb_agent_proto_rawDesc = "" +
 	"\aSEEDING\x10\x02\x12\v\n" +
 	"\aSTANDBY\x10\x03\x12\v\n" +
 	"\aPRIMARY\x10\x04\x12\v\n" +
-	"\aSTOPPED\x10\x052\xd1\t\n" +
+	"\aSTOPPED\x10\x05*@\n" +
+	"\tLogSource\x12\x1a\n" +
+	"\x16LOG_SOURCE_UNSPECIFIED\x10\x00\x12\f\n" +
+	"\bPOSTGRES\x10\x01\x12\t\n" +
+	"\x05AGENT\x10\x022\x97\n" +
+	"\n" +
 	"\x05Agent\x12C\n" +
 	"\x05Watch\x12\x1e.theseus.agent.v1.WatchRequest\x1a\x18.theseus.agent.v1.Status0\x01\x12I\n" +
 	"\tGetStatus\x12\".theseus.agent.v1.GetStatusRequest\x1a\x18.theseus.agent.v1.Status\x12O\n" +
@@ -2558,7 +2839,8 @@ const file_internal_agentapi_agentpb_agent_proto_rawDesc = "" +
 	"\aUndrain\x12 .theseus.agent.v1.UndrainRequest\x1a\x1e.theseus.agent.v1.CommandReply\x12I\n" +
 	"\x06Demote\x12\x1f.theseus.agent.v1.DemoteRequest\x1a\x1e.theseus.agent.v1.PromiseReply\x12K\n" +
 	"\aTestify\x12 .theseus.agent.v1.TestifyRequest\x1a\x1e.theseus.agent.v1.TestifyReply\x12B\n" +
-	"\x04Dump\x12\x1d.theseus.agent.v1.DumpRequest\x1a\x1b.theseus.agent.v1.DumpReplyB/Z-theseus.dev/theseus/internal/agentapi/agentpbb\x06proto3"
+	"\x04Dump\x12\x1d.theseus.agent.v1.DumpRequest\x1a\x1b.theseus.agent.v1.DumpReply\x12D\n" +
+	"\x04Logs\x12\x1d.theseus.agent.v1.LogsRequest\x1a\x1b.theseus.agent.v1.LogsReply0\x01B/Z-theseus.dev/theseus/internal/agentapi/agentpbb\x06proto3"
 
 var (
 	file_internal_agentapi_agentpb_agent_proto_rawDescOnce sync.Once
@@ -2572,112 +2854,120 @@ func file_internal_agentapi_agentpb_agent_proto_rawDescGZIP() []byte {
 	return file_internal_agentapi_agentpb_agent_proto_rawDescData
 }
 
-var file_internal_agentapi_agentpb_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_internal_agentapi_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_internal_agentapi_agentpb_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_internal_agentapi_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_internal_agentapi_agentpb_agent_proto_goTypes = []any{
 	(Role)(0),                  // 0: theseus.agent.v1.Role
-	(*Position)(nil),           // 1: theseus.agent.v1.Position
-	(*Cohort)(nil),             // 2: theseus.agent.v1.Cohort
-	(*TimelineTerm)(nil),       // 3: theseus.agent.v1.TimelineTerm
-	(*Endpoint)(nil),           // 4: theseus.agent.v1.Endpoint
-	(*ReplicationPeer)(nil),    // 5: theseus.agent.v1.ReplicationPeer
-	(*Receiver)(nil),           // 6: theseus.agent.v1.Receiver
-	(*Probe)(nil),              // 7: theseus.agent.v1.Probe
-	(*Disk)(nil),               // 8: theseus.agent.v1.Disk
-	(*Status)(nil),             // 9: theseus.agent.v1.Status
-	(*WatchRequest)(nil),       // 10: theseus.agent.v1.WatchRequest
-	(*GetStatusRequest)(nil),   // 11: theseus.agent.v1.GetStatusRequest
-	(*BootstrapRequest)(nil),   // 12: theseus.agent.v1.BootstrapRequest
-	(*SeedRequest)(nil),        // 13: theseus.agent.v1.SeedRequest
-	(*PromiseRequest)(nil),     // 14: theseus.agent.v1.PromiseRequest
-	(*PromiseReply)(nil),       // 15: theseus.agent.v1.PromiseReply
-	(*ConfigureRequest)(nil),   // 16: theseus.agent.v1.ConfigureRequest
-	(*PromoteRequest)(nil),     // 17: theseus.agent.v1.PromoteRequest
-	(*EstablishRequest)(nil),   // 18: theseus.agent.v1.EstablishRequest
-	(*FollowRequest)(nil),      // 19: theseus.agent.v1.FollowRequest
-	(*FollowReply)(nil),        // 20: theseus.agent.v1.FollowReply
-	(*CheckpointRequest)(nil),  // 21: theseus.agent.v1.CheckpointRequest
-	(*DrainRequest)(nil),       // 22: theseus.agent.v1.DrainRequest
-	(*DrainReply)(nil),         // 23: theseus.agent.v1.DrainReply
-	(*AcknowledgeRequest)(nil), // 24: theseus.agent.v1.AcknowledgeRequest
-	(*AcknowledgeReply)(nil),   // 25: theseus.agent.v1.AcknowledgeReply
-	(*UndrainRequest)(nil),     // 26: theseus.agent.v1.UndrainRequest
-	(*DemoteRequest)(nil),      // 27: theseus.agent.v1.DemoteRequest
-	(*TestifyRequest)(nil),     // 28: theseus.agent.v1.TestifyRequest
-	(*TestifyReply)(nil),       // 29: theseus.agent.v1.TestifyReply
-	(*DumpRequest)(nil),        // 30: theseus.agent.v1.DumpRequest
-	(*DumpReply)(nil),          // 31: theseus.agent.v1.DumpReply
-	(*CommandReply)(nil),       // 32: theseus.agent.v1.CommandReply
-	nil,                        // 33: theseus.agent.v1.BootstrapRequest.ParametersEntry
-	nil,                        // 34: theseus.agent.v1.DumpReply.FilesEntry
+	(LogSource)(0),             // 1: theseus.agent.v1.LogSource
+	(*Position)(nil),           // 2: theseus.agent.v1.Position
+	(*Cohort)(nil),             // 3: theseus.agent.v1.Cohort
+	(*TimelineTerm)(nil),       // 4: theseus.agent.v1.TimelineTerm
+	(*Endpoint)(nil),           // 5: theseus.agent.v1.Endpoint
+	(*ReplicationPeer)(nil),    // 6: theseus.agent.v1.ReplicationPeer
+	(*Receiver)(nil),           // 7: theseus.agent.v1.Receiver
+	(*Probe)(nil),              // 8: theseus.agent.v1.Probe
+	(*Disk)(nil),               // 9: theseus.agent.v1.Disk
+	(*Status)(nil),             // 10: theseus.agent.v1.Status
+	(*WatchRequest)(nil),       // 11: theseus.agent.v1.WatchRequest
+	(*GetStatusRequest)(nil),   // 12: theseus.agent.v1.GetStatusRequest
+	(*BootstrapRequest)(nil),   // 13: theseus.agent.v1.BootstrapRequest
+	(*SeedRequest)(nil),        // 14: theseus.agent.v1.SeedRequest
+	(*PromiseRequest)(nil),     // 15: theseus.agent.v1.PromiseRequest
+	(*PromiseReply)(nil),       // 16: theseus.agent.v1.PromiseReply
+	(*ConfigureRequest)(nil),   // 17: theseus.agent.v1.ConfigureRequest
+	(*PromoteRequest)(nil),     // 18: theseus.agent.v1.PromoteRequest
+	(*EstablishRequest)(nil),   // 19: theseus.agent.v1.EstablishRequest
+	(*FollowRequest)(nil),      // 20: theseus.agent.v1.FollowRequest
+	(*FollowReply)(nil),        // 21: theseus.agent.v1.FollowReply
+	(*CheckpointRequest)(nil),  // 22: theseus.agent.v1.CheckpointRequest
+	(*DrainRequest)(nil),       // 23: theseus.agent.v1.DrainRequest
+	(*DrainReply)(nil),         // 24: theseus.agent.v1.DrainReply
+	(*AcknowledgeRequest)(nil), // 25: theseus.agent.v1.AcknowledgeRequest
+	(*AcknowledgeReply)(nil),   // 26: theseus.agent.v1.AcknowledgeReply
+	(*UndrainRequest)(nil),     // 27: theseus.agent.v1.UndrainRequest
+	(*DemoteRequest)(nil),      // 28: theseus.agent.v1.DemoteRequest
+	(*TestifyRequest)(nil),     // 29: theseus.agent.v1.TestifyRequest
+	(*TestifyReply)(nil),       // 30: theseus.agent.v1.TestifyReply
+	(*DumpRequest)(nil),        // 31: theseus.agent.v1.DumpRequest
+	(*DumpReply)(nil),          // 32: theseus.agent.v1.DumpReply
+	(*LogsRequest)(nil),        // 33: theseus.agent.v1.LogsRequest
+	(*LogLine)(nil),            // 34: theseus.agent.v1.LogLine
+	(*LogsReply)(nil),          // 35: theseus.agent.v1.LogsReply
+	(*CommandReply)(nil),       // 36: theseus.agent.v1.CommandReply
+	nil,                        // 37: theseus.agent.v1.BootstrapRequest.ParametersEntry
+	nil,                        // 38: theseus.agent.v1.DumpReply.FilesEntry
 }
 var file_internal_agentapi_agentpb_agent_proto_depIdxs = []int32{
-	4,  // 0: theseus.agent.v1.Status.endpoint:type_name -> theseus.agent.v1.Endpoint
+	5,  // 0: theseus.agent.v1.Status.endpoint:type_name -> theseus.agent.v1.Endpoint
 	0,  // 1: theseus.agent.v1.Status.role:type_name -> theseus.agent.v1.Role
-	1,  // 2: theseus.agent.v1.Status.flushed:type_name -> theseus.agent.v1.Position
-	3,  // 3: theseus.agent.v1.Status.timeline_terms:type_name -> theseus.agent.v1.TimelineTerm
-	2,  // 4: theseus.agent.v1.Status.cohort:type_name -> theseus.agent.v1.Cohort
-	5,  // 5: theseus.agent.v1.Status.peers:type_name -> theseus.agent.v1.ReplicationPeer
-	6,  // 6: theseus.agent.v1.Status.receiver:type_name -> theseus.agent.v1.Receiver
-	7,  // 7: theseus.agent.v1.Status.write_probe:type_name -> theseus.agent.v1.Probe
-	7,  // 8: theseus.agent.v1.Status.disk_probe:type_name -> theseus.agent.v1.Probe
-	7,  // 9: theseus.agent.v1.Status.connect_probe:type_name -> theseus.agent.v1.Probe
-	8,  // 10: theseus.agent.v1.Status.disk:type_name -> theseus.agent.v1.Disk
-	4,  // 11: theseus.agent.v1.Status.shard_endpoints:type_name -> theseus.agent.v1.Endpoint
-	7,  // 12: theseus.agent.v1.Status.commit_probe:type_name -> theseus.agent.v1.Probe
-	4,  // 13: theseus.agent.v1.WatchRequest.shard_endpoints:type_name -> theseus.agent.v1.Endpoint
-	2,  // 14: theseus.agent.v1.BootstrapRequest.cohort:type_name -> theseus.agent.v1.Cohort
-	33, // 15: theseus.agent.v1.BootstrapRequest.parameters:type_name -> theseus.agent.v1.BootstrapRequest.ParametersEntry
-	4,  // 16: theseus.agent.v1.SeedRequest.source:type_name -> theseus.agent.v1.Endpoint
-	4,  // 17: theseus.agent.v1.SeedRequest.primary:type_name -> theseus.agent.v1.Endpoint
-	3,  // 18: theseus.agent.v1.SeedRequest.timeline_terms:type_name -> theseus.agent.v1.TimelineTerm
-	1,  // 19: theseus.agent.v1.PromiseReply.flushed:type_name -> theseus.agent.v1.Position
-	3,  // 20: theseus.agent.v1.PromiseReply.timeline_terms:type_name -> theseus.agent.v1.TimelineTerm
-	2,  // 21: theseus.agent.v1.ConfigureRequest.cohort:type_name -> theseus.agent.v1.Cohort
-	2,  // 22: theseus.agent.v1.PromoteRequest.cohort:type_name -> theseus.agent.v1.Cohort
-	4,  // 23: theseus.agent.v1.FollowRequest.primary:type_name -> theseus.agent.v1.Endpoint
-	3,  // 24: theseus.agent.v1.FollowRequest.timeline_terms:type_name -> theseus.agent.v1.TimelineTerm
-	6,  // 25: theseus.agent.v1.TestifyReply.receiver:type_name -> theseus.agent.v1.Receiver
+	2,  // 2: theseus.agent.v1.Status.flushed:type_name -> theseus.agent.v1.Position
+	4,  // 3: theseus.agent.v1.Status.timeline_terms:type_name -> theseus.agent.v1.TimelineTerm
+	3,  // 4: theseus.agent.v1.Status.cohort:type_name -> theseus.agent.v1.Cohort
+	6,  // 5: theseus.agent.v1.Status.peers:type_name -> theseus.agent.v1.ReplicationPeer
+	7,  // 6: theseus.agent.v1.Status.receiver:type_name -> theseus.agent.v1.Receiver
+	8,  // 7: theseus.agent.v1.Status.write_probe:type_name -> theseus.agent.v1.Probe
+	8,  // 8: theseus.agent.v1.Status.disk_probe:type_name -> theseus.agent.v1.Probe
+	8,  // 9: theseus.agent.v1.Status.connect_probe:type_name -> theseus.agent.v1.Probe
+	9,  // 10: theseus.agent.v1.Status.disk:type_name -> theseus.agent.v1.Disk
+	5,  // 11: theseus.agent.v1.Status.shard_endpoints:type_name -> theseus.agent.v1.Endpoint
+	8,  // 12: theseus.agent.v1.Status.commit_probe:type_name -> theseus.agent.v1.Probe
+	5,  // 13: theseus.agent.v1.WatchRequest.shard_endpoints:type_name -> theseus.agent.v1.Endpoint
+	3,  // 14: theseus.agent.v1.BootstrapRequest.cohort:type_name -> theseus.agent.v1.Cohort
+	37, // 15: theseus.agent.v1.BootstrapRequest.parameters:type_name -> theseus.agent.v1.BootstrapRequest.ParametersEntry
+	5,  // 16: theseus.agent.v1.SeedRequest.source:type_name -> theseus.agent.v1.Endpoint
+	5,  // 17: theseus.agent.v1.SeedRequest.primary:type_name -> theseus.agent.v1.Endpoint
+	4,  // 18: theseus.agent.v1.SeedRequest.timeline_terms:type_name -> theseus.agent.v1.TimelineTerm
+	2,  // 19: theseus.agent.v1.PromiseReply.flushed:type_name -> theseus.agent.v1.Position
+	4,  // 20: theseus.agent.v1.PromiseReply.timeline_terms:type_name -> theseus.agent.v1.TimelineTerm
+	3,  // 21: theseus.agent.v1.ConfigureRequest.cohort:type_name -> theseus.agent.v1.Cohort
+	3,  // 22: theseus.agent.v1.PromoteRequest.cohort:type_name -> theseus.agent.v1.Cohort
+	5,  // 23: theseus.agent.v1.FollowRequest.primary:type_name -> theseus.agent.v1.Endpoint
+	4,  // 24: theseus.agent.v1.FollowRequest.timeline_terms:type_name -> theseus.agent.v1.TimelineTerm
+	7,  // 25: theseus.agent.v1.TestifyReply.receiver:type_name -> theseus.agent.v1.Receiver
 	0,  // 26: theseus.agent.v1.TestifyReply.role:type_name -> theseus.agent.v1.Role
-	34, // 27: theseus.agent.v1.DumpReply.files:type_name -> theseus.agent.v1.DumpReply.FilesEntry
-	9,  // 28: theseus.agent.v1.CommandReply.status:type_name -> theseus.agent.v1.Status
-	10, // 29: theseus.agent.v1.Agent.Watch:input_type -> theseus.agent.v1.WatchRequest
-	11, // 30: theseus.agent.v1.Agent.GetStatus:input_type -> theseus.agent.v1.GetStatusRequest
-	12, // 31: theseus.agent.v1.Agent.Bootstrap:input_type -> theseus.agent.v1.BootstrapRequest
-	13, // 32: theseus.agent.v1.Agent.Seed:input_type -> theseus.agent.v1.SeedRequest
-	14, // 33: theseus.agent.v1.Agent.Promise:input_type -> theseus.agent.v1.PromiseRequest
-	16, // 34: theseus.agent.v1.Agent.Configure:input_type -> theseus.agent.v1.ConfigureRequest
-	17, // 35: theseus.agent.v1.Agent.Promote:input_type -> theseus.agent.v1.PromoteRequest
-	18, // 36: theseus.agent.v1.Agent.Establish:input_type -> theseus.agent.v1.EstablishRequest
-	19, // 37: theseus.agent.v1.Agent.Follow:input_type -> theseus.agent.v1.FollowRequest
-	21, // 38: theseus.agent.v1.Agent.Checkpoint:input_type -> theseus.agent.v1.CheckpointRequest
-	22, // 39: theseus.agent.v1.Agent.Drain:input_type -> theseus.agent.v1.DrainRequest
-	24, // 40: theseus.agent.v1.Agent.Acknowledge:input_type -> theseus.agent.v1.AcknowledgeRequest
-	26, // 41: theseus.agent.v1.Agent.Undrain:input_type -> theseus.agent.v1.UndrainRequest
-	27, // 42: theseus.agent.v1.Agent.Demote:input_type -> theseus.agent.v1.DemoteRequest
-	28, // 43: theseus.agent.v1.Agent.Testify:input_type -> theseus.agent.v1.TestifyRequest
-	30, // 44: theseus.agent.v1.Agent.Dump:input_type -> theseus.agent.v1.DumpRequest
-	9,  // 45: theseus.agent.v1.Agent.Watch:output_type -> theseus.agent.v1.Status
-	9,  // 46: theseus.agent.v1.Agent.GetStatus:output_type -> theseus.agent.v1.Status
-	32, // 47: theseus.agent.v1.Agent.Bootstrap:output_type -> theseus.agent.v1.CommandReply
-	32, // 48: theseus.agent.v1.Agent.Seed:output_type -> theseus.agent.v1.CommandReply
-	15, // 49: theseus.agent.v1.Agent.Promise:output_type -> theseus.agent.v1.PromiseReply
-	32, // 50: theseus.agent.v1.Agent.Configure:output_type -> theseus.agent.v1.CommandReply
-	32, // 51: theseus.agent.v1.Agent.Promote:output_type -> theseus.agent.v1.CommandReply
-	32, // 52: theseus.agent.v1.Agent.Establish:output_type -> theseus.agent.v1.CommandReply
-	20, // 53: theseus.agent.v1.Agent.Follow:output_type -> theseus.agent.v1.FollowReply
-	32, // 54: theseus.agent.v1.Agent.Checkpoint:output_type -> theseus.agent.v1.CommandReply
-	23, // 55: theseus.agent.v1.Agent.Drain:output_type -> theseus.agent.v1.DrainReply
-	25, // 56: theseus.agent.v1.Agent.Acknowledge:output_type -> theseus.agent.v1.AcknowledgeReply
-	32, // 57: theseus.agent.v1.Agent.Undrain:output_type -> theseus.agent.v1.CommandReply
-	15, // 58: theseus.agent.v1.Agent.Demote:output_type -> theseus.agent.v1.PromiseReply
-	29, // 59: theseus.agent.v1.Agent.Testify:output_type -> theseus.agent.v1.TestifyReply
-	31, // 60: theseus.agent.v1.Agent.Dump:output_type -> theseus.agent.v1.DumpReply
-	45, // [45:61] is the sub-list for method output_type
-	29, // [29:45] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	38, // 27: theseus.agent.v1.DumpReply.files:type_name -> theseus.agent.v1.DumpReply.FilesEntry
+	1,  // 28: theseus.agent.v1.LogLine.source:type_name -> theseus.agent.v1.LogSource
+	34, // 29: theseus.agent.v1.LogsReply.lines:type_name -> theseus.agent.v1.LogLine
+	10, // 30: theseus.agent.v1.CommandReply.status:type_name -> theseus.agent.v1.Status
+	11, // 31: theseus.agent.v1.Agent.Watch:input_type -> theseus.agent.v1.WatchRequest
+	12, // 32: theseus.agent.v1.Agent.GetStatus:input_type -> theseus.agent.v1.GetStatusRequest
+	13, // 33: theseus.agent.v1.Agent.Bootstrap:input_type -> theseus.agent.v1.BootstrapRequest
+	14, // 34: theseus.agent.v1.Agent.Seed:input_type -> theseus.agent.v1.SeedRequest
+	15, // 35: theseus.agent.v1.Agent.Promise:input_type -> theseus.agent.v1.PromiseRequest
+	17, // 36: theseus.agent.v1.Agent.Configure:input_type -> theseus.agent.v1.ConfigureRequest
+	18, // 37: theseus.agent.v1.Agent.Promote:input_type -> theseus.agent.v1.PromoteRequest
+	19, // 38: theseus.agent.v1.Agent.Establish:input_type -> theseus.agent.v1.EstablishRequest
+	20, // 39: theseus.agent.v1.Agent.Follow:input_type -> theseus.agent.v1.FollowRequest
+	22, // 40: theseus.agent.v1.Agent.Checkpoint:input_type -> theseus.agent.v1.CheckpointRequest
+	23, // 41: theseus.agent.v1.Agent.Drain:input_type -> theseus.agent.v1.DrainRequest
+	25, // 42: theseus.agent.v1.Agent.Acknowledge:input_type -> theseus.agent.v1.AcknowledgeRequest
+	27, // 43: theseus.agent.v1.Agent.Undrain:input_type -> theseus.agent.v1.UndrainRequest
+	28, // 44: theseus.agent.v1.Agent.Demote:input_type -> theseus.agent.v1.DemoteRequest
+	29, // 45: theseus.agent.v1.Agent.Testify:input_type -> theseus.agent.v1.TestifyRequest
+	31, // 46: theseus.agent.v1.Agent.Dump:input_type -> theseus.agent.v1.DumpRequest
+	33, // 47: theseus.agent.v1.Agent.Logs:input_type -> theseus.agent.v1.LogsRequest
+	10, // 48: theseus.agent.v1.Agent.Watch:output_type -> theseus.agent.v1.Status
+	10, // 49: theseus.agent.v1.Agent.GetStatus:output_type -> theseus.agent.v1.Status
+	36, // 50: theseus.agent.v1.Agent.Bootstrap:output_type -> theseus.agent.v1.CommandReply
+	36, // 51: theseus.agent.v1.Agent.Seed:output_type -> theseus.agent.v1.CommandReply
+	16, // 52: theseus.agent.v1.Agent.Promise:output_type -> theseus.agent.v1.PromiseReply
+	36, // 53: theseus.agent.v1.Agent.Configure:output_type -> theseus.agent.v1.CommandReply
+	36, // 54: theseus.agent.v1.Agent.Promote:output_type -> theseus.agent.v1.CommandReply
+	36, // 55: theseus.agent.v1.Agent.Establish:output_type -> theseus.agent.v1.CommandReply
+	21, // 56: theseus.agent.v1.Agent.Follow:output_type -> theseus.agent.v1.FollowReply
+	36, // 57: theseus.agent.v1.Agent.Checkpoint:output_type -> theseus.agent.v1.CommandReply
+	24, // 58: theseus.agent.v1.Agent.Drain:output_type -> theseus.agent.v1.DrainReply
+	26, // 59: theseus.agent.v1.Agent.Acknowledge:output_type -> theseus.agent.v1.AcknowledgeReply
+	36, // 60: theseus.agent.v1.Agent.Undrain:output_type -> theseus.agent.v1.CommandReply
+	16, // 61: theseus.agent.v1.Agent.Demote:output_type -> theseus.agent.v1.PromiseReply
+	30, // 62: theseus.agent.v1.Agent.Testify:output_type -> theseus.agent.v1.TestifyReply
+	32, // 63: theseus.agent.v1.Agent.Dump:output_type -> theseus.agent.v1.DumpReply
+	35, // 64: theseus.agent.v1.Agent.Logs:output_type -> theseus.agent.v1.LogsReply
+	48, // [48:65] is the sub-list for method output_type
+	31, // [31:48] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_internal_agentapi_agentpb_agent_proto_init() }
@@ -2690,8 +2980,8 @@ func file_internal_agentapi_agentpb_agent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_agentapi_agentpb_agent_proto_rawDesc), len(file_internal_agentapi_agentpb_agent_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   34,
+			NumEnums:      2,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -41,6 +41,7 @@ const (
 	Agent_Demote_FullMethodName      = "/theseus.agent.v1.Agent/Demote"
 	Agent_Testify_FullMethodName     = "/theseus.agent.v1.Agent/Testify"
 	Agent_Dump_FullMethodName        = "/theseus.agent.v1.Agent/Dump"
+	Agent_Logs_FullMethodName        = "/theseus.agent.v1.Agent/Logs"
 )
 
 // AgentClient is the client API for Agent service.
@@ -88,6 +89,10 @@ type AgentClient interface {
 	Testify(ctx context.Context, in *TestifyRequest, opts ...grpc.CallOption) (*TestifyReply, error)
 	// Dump returns evidence: control data, recent logs, last statuses. Bounded in size and time by the agent.
 	Dump(ctx context.Context, in *DumpRequest, opts ...grpc.CallOption) (*DumpReply, error)
+	// Logs streams the lines of PostgreSQL's log and of the agent's own: first those that are still kept and come after
+	// the cursor, then each as it is written, several to a message. It never makes PostgreSQL or the agent wait: lines
+	// that were dropped before they could be sent are counted. Operator only.
+	Logs(ctx context.Context, in *LogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogsReply], error)
 }
 
 type agentClient struct {
@@ -267,6 +272,25 @@ func (c *agentClient) Dump(ctx context.Context, in *DumpRequest, opts ...grpc.Ca
 	return out, nil
 }
 
+func (c *agentClient) Logs(ctx context.Context, in *LogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogsReply], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Agent_ServiceDesc.Streams[1], Agent_Logs_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[LogsRequest, LogsReply]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Agent_LogsClient = grpc.ServerStreamingClient[LogsReply]
+
 // AgentServer is the server API for Agent service.
 // All implementations must embed UnimplementedAgentServer
 // for forward compatibility.
@@ -312,6 +336,10 @@ type AgentServer interface {
 	Testify(context.Context, *TestifyRequest) (*TestifyReply, error)
 	// Dump returns evidence: control data, recent logs, last statuses. Bounded in size and time by the agent.
 	Dump(context.Context, *DumpRequest) (*DumpReply, error)
+	// Logs streams the lines of PostgreSQL's log and of the agent's own: first those that are still kept and come after
+	// the cursor, then each as it is written, several to a message. It never makes PostgreSQL or the agent wait: lines
+	// that were dropped before they could be sent are counted. Operator only.
+	Logs(*LogsRequest, grpc.ServerStreamingServer[LogsReply]) error
 	mustEmbedUnimplementedAgentServer()
 }
 
@@ -369,6 +397,9 @@ func (UnimplementedAgentServer) Testify(context.Context, *TestifyRequest) (*Test
 }
 func (UnimplementedAgentServer) Dump(context.Context, *DumpRequest) (*DumpReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Dump not implemented")
+}
+func (UnimplementedAgentServer) Logs(*LogsRequest, grpc.ServerStreamingServer[LogsReply]) error {
+	return status.Error(codes.Unimplemented, "method Logs not implemented")
 }
 func (UnimplementedAgentServer) mustEmbedUnimplementedAgentServer() {}
 func (UnimplementedAgentServer) testEmbeddedByValue()               {}
@@ -672,6 +703,17 @@ func _Agent_Dump_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Agent_Logs_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(LogsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AgentServer).Logs(m, &grpc.GenericServerStream[LogsRequest, LogsReply]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Agent_LogsServer = grpc.ServerStreamingServer[LogsReply]
+
 // Agent_ServiceDesc is the grpc.ServiceDesc for Agent service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -744,6 +786,11 @@ var Agent_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Watch",
 			Handler:       _Agent_Watch_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Logs",
+			Handler:       _Agent_Logs_Handler,
 			ServerStreams: true,
 		},
 	},
