@@ -34,6 +34,7 @@ type operatorFlags struct {
 	leaderElection  bool
 	leaderNamespace string
 	qps             float32
+	evidence        evidenceFlags
 }
 
 func newOperator() *cobra.Command {
@@ -57,6 +58,7 @@ func newOperator() *cobra.Command {
 	f.StringVar(&o.leaderNamespace, "leader-namespace", os.Getenv("POD_NAMESPACE"), "namespace of the leader's Lease (POD_NAMESPACE)")
 	f.IntVar(&o.Workers, "workers", 8, "objects of a kind worked on at once")
 	f.StringVar(&o.Name, "name", cmp.Or(os.Getenv("POD_NAME"), hostname()), "name of this replica in journals (POD_NAME)")
+	o.evidence.register(f)
 	f.Float32Var(&o.qps, "api-qps", 100, "requests per second to the API server")
 	return cmd
 }
@@ -77,6 +79,9 @@ func (o *operatorFlags) run(cmd *cobra.Command) error {
 	config.QPS, config.Burst = o.qps, int(2*o.qps)
 	config.UserAgent = "theseus-operator/" + release
 	log.Info("operator", "release", release, "operandImage", o.OperandImage, "namespaces", strings.Join(o.namespaces, ","))
+	if o.Evidence, err = o.evidence.options(); err != nil {
+		return err
+	}
 	stop, err := startTracing(cmd.Context(), o.Name)
 	if err != nil {
 		return err

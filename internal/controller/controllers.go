@@ -27,6 +27,7 @@ import (
 	"theseus.dev/theseus/internal/controller/evictions"
 	"theseus.dev/theseus/internal/controller/observe"
 	"theseus.dev/theseus/internal/controller/reparent"
+	"theseus.dev/theseus/internal/controller/replacement"
 	"theseus.dev/theseus/internal/controller/shard"
 	"theseus.dev/theseus/internal/observer"
 	"theseus.dev/theseus/internal/verdict"
@@ -54,6 +55,10 @@ type Options struct {
 	Evictions evictions.Options
 	// Stream watches an agent; nil means over the network.
 	Stream observer.Stream
+	// Evidence of condemned instances and the flight recorder; nil keeps none.
+	Evidence *Evidence
+	// Collector takes evidence; nil means as Evidence says.
+	Collector replacement.EvidenceCollector
 }
 
 // Scheme knows Kubernetes' kinds and ours.
@@ -110,15 +115,25 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 		return err
 	}
 	identities := certificates.NewIdentities(mgr.GetClient(), opts.Clock)
-	if opts.Stream == nil {
-		opts.Stream = observer.AgentStream(identities.ForShard)
+	recording, err := opts.record(mgr)
+	if err != nil {
+		return err
 	}
+	if opts.Stream == nil {
+		opts.Stream = observer.AgentStream(identities.ForShard, recording.Beside())
+	}
+	opts.Stream = recording.Stream(opts.Stream)
 	if opts.Agents == nil {
 		opts.Agents = DialAgents(identities)
 	}
 	watching := observer.New(observer.Options{Stream: opts.Stream, Clock: opts.Clock, Log: mgr.GetLogger().WithName("observer")})
 	if err := mgr.Add(closer{watching}); err != nil {
 		return err
+	}
+	if opts.Collector == nil {
+		if opts.Collector, err = opts.collector(mgr, watching, recording); err != nil {
+			return err
+		}
 	}
 	recorder := mgr.GetEventRecorder("theseus")
 	runner := &reparent.Runner{

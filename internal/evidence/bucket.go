@@ -11,6 +11,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"gocloud.dev/blob"
@@ -19,20 +20,44 @@ import (
 
 // Bucket stores bundles in a bucket, below a prefix.
 type Bucket struct {
-	bucket *blob.Bucket
+	opened *opened
 	prefix string
+}
+
+// opened opens a bucket when it is first used, and again after that failed: credentials that cannot be had for a moment must
+// not keep the program from starting.
+type opened struct {
+	open func(ctx context.Context) (*blob.Bucket, error)
+
+	mu     sync.Mutex
+	bucket *blob.Bucket
+}
+
+func (o *opened) get(ctx context.Context) (*blob.Bucket, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.bucket != nil {
+		return o.bucket, nil
+	}
+	b, err := o.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	o.bucket = b
+	return b, nil
 }
 
 var _ Store = Bucket{}
 
 // NewBucket uses an open bucket; closing it is the caller's.
 func NewBucket(b *blob.Bucket, prefix string) Bucket {
-	return Bucket{bucket: b, prefix: strings.Trim(prefix, "/")}
+	return Bucket{opened: &opened{bucket: b}, prefix: strings.Trim(prefix, "/")}
 }
 
 // Open opens a bucket by its URL, with whatever drivers the program has imported. Directories (file://) are made when they
-// are missing, and files appear in them whole or not at all.
-func Open(ctx context.Context, address, prefix string) (Bucket, error) {
+// are missing, and files appear in them whole or not at all. Only an address that nothing can be made of is an error: what
+// else prevents opening is the error of the first use, and the next one tries again.
+func Open(address, prefix string) (Bucket, error) {
 	u, err := url.Parse(address)
 	if err != nil {
 		return Bucket{}, fmt.Errorf("%q is no URL of a bucket: %w", address, err)
@@ -46,23 +71,36 @@ func Open(ctx context.Context, address, prefix string) (Bucket, error) {
 		}
 		u.RawQuery = q.Encode()
 	}
-	b, err := blob.OpenBucket(ctx, u.String())
-	if err != nil {
-		return Bucket{}, fmt.Errorf("evidence cannot be kept in %q: %w", address, err)
+	if !blob.DefaultURLMux().ValidBucketScheme(u.Scheme) {
+		return Bucket{}, fmt.Errorf("evidence cannot be kept in %q: this program knows %s", u.Redacted(), strings.Join(blob.DefaultURLMux().BucketSchemes(), ", "))
 	}
-	return NewBucket(b, prefix), nil
+	open := func(ctx context.Context) (*blob.Bucket, error) {
+		b, err := blob.OpenBucket(ctx, u.String())
+		if err != nil {
+			return nil, fmt.Errorf("evidence cannot be kept in %q: %w", u.Redacted(), err)
+		}
+		return b, nil
+	}
+	return Bucket{opened: &opened{open: open}, prefix: strings.Trim(prefix, "/")}, nil
 }
 
 // Cases are the bundles of condemned instances in the bucket.
-func (b Bucket) Cases() Bucket { return Bucket{bucket: b.bucket, prefix: path.Join(b.prefix, "cases")} }
+func (b Bucket) Cases() Bucket { return Bucket{opened: b.opened, prefix: path.Join(b.prefix, "cases")} }
 
 // Trails are what the flight recorder wrote in the bucket.
 func (b Bucket) Trails() Trails {
-	return Trails{Bucket{bucket: b.bucket, prefix: path.Join(b.prefix, "trail")}}
+	return Trails{Bucket{opened: b.opened, prefix: path.Join(b.prefix, "trail")}}
 }
 
-// Close closes the bucket.
-func (b Bucket) Close() error { return b.bucket.Close() }
+// Close closes the bucket, if it was ever used.
+func (b Bucket) Close() error {
+	b.opened.mu.Lock()
+	defer b.opened.mu.Unlock()
+	if b.opened.bucket == nil {
+		return nil
+	}
+	return b.opened.bucket.Close()
+}
 
 func (b Bucket) key(k string) string { return path.Join(b.prefix, k) }
 
@@ -71,7 +109,11 @@ func (b Bucket) Write(ctx context.Context, key, contentType string, r io.Reader)
 	if contentType == "" {
 		contentType = "application/octet-stream"
 	}
-	return b.bucket.Upload(ctx, b.key(key), r, &blob.WriterOptions{ContentType: contentType})
+	bucket, err := b.opened.get(ctx)
+	if err != nil {
+		return err
+	}
+	return bucket.Upload(ctx, b.key(key), r, &blob.WriterOptions{ContentType: contentType})
 }
 
 func writeManifest(ctx context.Context, store Store, m Manifest) error {
@@ -99,26 +141,15 @@ type Summary struct {
 
 // List lists bundles whose names begin with a namespace, or namespace/shard, newest first; "" lists all.
 func (b Bucket) List(ctx context.Context, under string) ([]Summary, error) {
-	prefix := b.key(under)
-	if prefix != "" && prefix != "." {
-		prefix = strings.TrimSuffix(prefix, "/") + "/"
-	} else {
-		prefix = ""
+	prefix := strings.Trim(under, "/")
+	if prefix != "" {
+		prefix += "/"
 	}
 	found := map[string]*Summary{}
-	it := b.bucket.List(&blob.ListOptions{Prefix: prefix})
-	for {
-		o, err := it.Next(ctx)
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return nil, fmt.Errorf("bundles below %q cannot be listed: %w", prefix, err)
-		}
-		key := strings.TrimPrefix(strings.TrimPrefix(o.Key, b.prefix), "/")
+	err := b.each(ctx, prefix, func(key string, _ int64) error {
 		parts := strings.Split(key, "/")
 		if len(parts) != 4 {
-			continue
+			return nil
 		}
 		name := path.Join(parts[:3]...)
 		s := found[name]
@@ -129,6 +160,10 @@ func (b Bucket) List(ctx context.Context, under string) ([]Summary, error) {
 			found[name] = s
 		}
 		s.Complete = s.Complete || parts[3] == manifestName
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	out := make([]Summary, 0, len(found))
 	for _, s := range found {
@@ -160,7 +195,11 @@ func (b Bucket) Find(ctx context.Context, what string) (string, error) {
 
 // Manifest reads what a bundle holds. Of a bundle without a manifest it lists what is there, as incomplete.
 func (b Bucket) Manifest(ctx context.Context, name string) (Manifest, error) {
-	text, err := b.bucket.ReadAll(ctx, b.key(name+"/"+manifestName))
+	bucket, err := b.opened.get(ctx)
+	if err != nil {
+		return Manifest{}, err
+	}
+	text, err := bucket.ReadAll(ctx, b.key(name+"/"+manifestName))
 	if err == nil {
 		var m Manifest
 		if err := json.Unmarshal(text, &m); err != nil {
@@ -172,16 +211,11 @@ func (b Bucket) Manifest(ctx context.Context, name string) (Manifest, error) {
 		return Manifest{}, fmt.Errorf("the manifest of %s cannot be read: %w", name, err)
 	}
 	m := Manifest{Incomplete: true}
-	it := b.bucket.List(&blob.ListOptions{Prefix: b.key(name) + "/"})
-	for {
-		o, err := it.Next(ctx)
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return Manifest{}, err
-		}
-		m.Items = append(m.Items, Item{Name: path.Base(o.Key), Size: o.Size})
+	if err := b.each(ctx, name+"/", func(key string, size int64) error {
+		m.Items = append(m.Items, Item{Name: path.Base(key), Size: size})
+		return nil
+	}); err != nil {
+		return Manifest{}, err
 	}
 	if len(m.Items) == 0 {
 		return Manifest{}, fmt.Errorf("%q: %w", name, ErrNoBundle)
@@ -194,7 +228,11 @@ func (b Bucket) Read(ctx context.Context, name, item string) (io.ReadCloser, err
 	if err := check(item); err != nil {
 		return nil, err
 	}
-	r, err := b.bucket.NewReader(ctx, b.key(name+"/"+item), nil)
+	bucket, err := b.opened.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r, err := bucket.NewReader(ctx, b.key(name+"/"+item), nil)
 	if gcerrors.Code(err) == gcerrors.NotFound {
 		return nil, fmt.Errorf("%s has no %s: %w", name, item, ErrNoBundle)
 	}
@@ -222,7 +260,7 @@ func (b Bucket) Prune(ctx context.Context, now time.Time, keep time.Duration) (i
 			keys = append(keys, i.Name)
 		}
 		for _, k := range keys {
-			if err := b.bucket.Delete(ctx, b.key(s.Name+"/"+k)); err != nil && gcerrors.Code(err) != gcerrors.NotFound {
+			if err := b.remove(ctx, s.Name+"/"+k); err != nil {
 				return n, fmt.Errorf("%s of %s cannot be deleted: %w", k, s.Name, err)
 			}
 		}

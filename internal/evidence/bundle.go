@@ -64,6 +64,8 @@ type Manifest struct {
 	// StartedAt and FinishedAt of the collection.
 	StartedAt  time.Time `json:"startedAt"`
 	FinishedAt time.Time `json:"finishedAt"`
+	// Sources that were asked.
+	Sources []string `json:"sources,omitempty"`
 	// Items in the order of their names.
 	Items []Item `json:"items"`
 	// Incomplete is true when the deadline passed before every source had answered.
@@ -88,4 +90,14 @@ func check(item string) error {
 		return fmt.Errorf("%q is no name for an item", item)
 	}
 	return nil
+}
+
+// CaseTime is when the subject of a case was condemned, by the case's name.
+func CaseTime(name string) (time.Time, error) {
+	stamp, _, _ := strings.Cut(path.Base(name), "-")
+	at, err := time.Parse(timeFormat, stamp)
+	if err != nil {
+		return at, fmt.Errorf("%q is no name of a case: %w", name, err)
+	}
+	return at, nil
 }

@@ -95,6 +95,7 @@ func Collect(ctx context.Context, s Subject, sources []Source, store Store, limi
 	pending := map[int]bool{}
 	for i := range sources {
 		pending[i] = true
+		m.Sources = append(m.Sources, sources[i].Name())
 	}
 wait:
 	for len(pending) > 0 {

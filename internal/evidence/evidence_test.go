@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -220,9 +221,32 @@ func TestListAndPrune(t *testing.T) {
 }
 
 func TestOpen(t *testing.T) {
-	b, err := Open(ctx, "mem://", "p")
+	b, err := Open("mem://", "p")
 	require.NoError(t, err)
+	require.NoError(t, b.Write(ctx, "x", "", strings.NewReader("y")))
 	require.NoError(t, b.Close())
-	_, err = Open(ctx, "nosuch://bucket", "")
+	_, err = Open("nosuch://bucket", "")
 	require.ErrorContains(t, err, "nosuch")
+	_, err = Open("://", "")
+	require.Error(t, err)
+	dir := t.TempDir() + "/made/when/needed"
+	b, err = Open("file://"+dir, "")
+	require.NoError(t, err)
+	require.NoError(t, b.Close(), "never used")
+	require.NoDirExists(t, dir)
+	require.NoError(t, b.Write(ctx, "a/b", "", strings.NewReader("y")))
+	require.FileExists(t, dir+"/a/b")
+	require.NoFileExists(t, dir+"/a/b.attrs")
+}
+
+func TestABucketThatCannotBeOpenedIsTriedAgain(t *testing.T) {
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(dir+"/later", nil, 0o600), "a file where the directory should be")
+	b, err := Open("file://"+dir+"/later", "")
+	require.NoError(t, err, "a program must start without its bucket")
+	require.Error(t, b.Write(ctx, "a", "", strings.NewReader("y")))
+	_, err = b.List(ctx, "")
+	require.Error(t, err)
+	require.NoError(t, os.Remove(dir+"/later"))
+	require.NoError(t, b.Write(ctx, "a", "", strings.NewReader("y")))
 }

@@ -126,7 +126,7 @@ func ReadEntries(r io.Reader) ([]Entry, error) {
 func (t Trails) Read(ctx context.Context, who Walker, from, until time.Time) (entries []Entry, problems []error, err error) {
 	for day := from.UTC().Truncate(24 * time.Hour); !day.After(until.UTC()); day = day.Add(24 * time.Hour) {
 		prefix := path.Join(day.Format(dayFormat), who.Namespace, who.Shard, who.Instance) + "/"
-		err := t.bucket.each(ctx, prefix, func(key string) error {
+		err := t.bucket.each(ctx, prefix, func(key string, _ int64) error {
 			at, ok := segmentTime(day, key)
 			if !ok || at.Before(from) {
 				return nil // a segment is written after everything in it
@@ -147,7 +147,11 @@ func (t Trails) Read(ctx context.Context, who Walker, from, until time.Time) (en
 }
 
 func (t Trails) segment(ctx context.Context, key string) ([]Entry, error) {
-	r, err := t.bucket.bucket.NewReader(ctx, t.bucket.key(key), nil)
+	bucket, err := t.bucket.opened.get(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r, err := bucket.NewReader(ctx, t.bucket.key(key), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -205,7 +209,7 @@ func (t Trails) Walkers(ctx context.Context, namespace string) ([]Walker, error)
 	var out []Walker
 	seen := map[Walker]bool{}
 	for _, day := range days {
-		err := t.bucket.each(ctx, path.Join(day, namespace)+"/", func(key string) error {
+		err := t.bucket.each(ctx, path.Join(day, namespace)+"/", func(key string, _ int64) error {
 			parts := strings.Split(key, "/")
 			if len(parts) != 5 {
 				return nil
@@ -236,13 +240,9 @@ func (t Trails) Prune(ctx context.Context, now time.Time, keep time.Duration) (i
 		if err != nil || now.Sub(day.Add(24*time.Hour)) < keep {
 			continue
 		}
-		err = t.bucket.each(ctx, name+"/", func(key string) error {
-			err := t.bucket.bucket.Delete(ctx, t.bucket.key(key))
-			if err != nil && gcerrors.Code(err) != gcerrors.NotFound {
-				return err
-			}
+		err = t.bucket.each(ctx, name+"/", func(key string, _ int64) error {
 			n++
-			return nil
+			return t.bucket.remove(ctx, key)
 		})
 		if err != nil {
 			return n, fmt.Errorf("the trails of %s cannot be deleted: %w", name, err)
@@ -251,46 +251,55 @@ func (t Trails) Prune(ctx context.Context, now time.Time, keep time.Duration) (i
 	return n, nil
 }
 
-// each calls f with every key below a prefix, in their order.
-func (b Bucket) each(ctx context.Context, prefix string, f func(key string) error) error {
-	full := b.prefix
-	if full != "" {
-		full += "/"
+// each calls f with every key below a prefix and its size, in their order.
+func (b Bucket) each(ctx context.Context, prefix string, f func(key string, size int64) error) error {
+	return b.list(ctx, prefix, "", func(o *blob.ListObject, key string) error { return f(key, o.Size) })
+}
+
+// folders lists the names one level below a prefix.
+func (b Bucket) folders(ctx context.Context, prefix string) ([]string, error) {
+	var out []string
+	err := b.list(ctx, prefix, "/", func(o *blob.ListObject, key string) error {
+		if o.IsDir {
+			out = append(out, path.Base(key))
+		}
+		return nil
+	})
+	return out, err
+}
+
+func (b Bucket) list(ctx context.Context, prefix, delimiter string, f func(o *blob.ListObject, key string) error) error {
+	bucket, err := b.opened.get(ctx)
+	if err != nil {
+		return err
 	}
-	it := b.bucket.List(&blob.ListOptions{Prefix: full + prefix})
+	own := b.prefix
+	if own != "" {
+		own += "/"
+	}
+	it := bucket.List(&blob.ListOptions{Prefix: own + prefix, Delimiter: delimiter})
 	for {
 		o, err := it.Next(ctx)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("%q cannot be listed: %w", full+prefix, err)
+			return fmt.Errorf("what is below %q cannot be listed: %w", own+prefix, err)
 		}
-		if err := f(strings.TrimPrefix(o.Key, full)); err != nil {
+		if err := f(o, strings.TrimPrefix(o.Key, own)); err != nil {
 			return err
 		}
 	}
 }
 
-// folders lists the names one level below a prefix.
-func (b Bucket) folders(ctx context.Context, prefix string) ([]string, error) {
-	full := b.prefix
-	if full != "" {
-		full += "/"
+// remove deletes an object; one that is not there is deleted.
+func (b Bucket) remove(ctx context.Context, key string) error {
+	bucket, err := b.opened.get(ctx)
+	if err != nil {
+		return err
 	}
-	full += prefix
-	it := b.bucket.List(&blob.ListOptions{Prefix: full, Delimiter: "/"})
-	var out []string
-	for {
-		o, err := it.Next(ctx)
-		if errors.Is(err, io.EOF) {
-			return out, nil
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%q cannot be listed: %w", full, err)
-		}
-		if o.IsDir {
-			out = append(out, path.Base(o.Key))
-		}
+	if err := bucket.Delete(ctx, b.key(key)); gcerrors.Code(err) != gcerrors.NotFound {
+		return err
 	}
+	return nil
 }

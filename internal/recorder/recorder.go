@@ -123,8 +123,19 @@ func New(o Options) *Recorder {
 	}
 }
 
-// Stream records what passes through another stream.
+// Beside records the logs of every agent that is connected to; nil of a nil recorder.
+func (r *Recorder) Beside() observer.Beside {
+	if r == nil {
+		return nil
+	}
+	return r.Follow
+}
+
+// Stream records what passes through another stream; a nil recorder records nothing.
 func (r *Recorder) Stream(next observer.Stream) observer.Stream {
+	if r == nil {
+		return next
+	}
 	return func(ctx context.Context, shard types.NamespacedName, target observer.Target, req *agentpb.WatchRequest, got func(*agentpb.Status)) error {
 		t, limit := r.tape(shard, target.Instance)
 		err := next(ctx, shard, target, req, func(s *agentpb.Status) {
