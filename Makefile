@@ -91,6 +91,12 @@ $(BIN)/robustness-clients: $(GO_SOURCES) $(shell find test/robustness -name '*.g
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ ./test/robustness/cmd/$(@F)
 
+# The same program for instances and gateways, without the drivers of evidence buckets: an agent has no use for them.
+$(BIN)/theseus-instance: $(GO_SOURCES)
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 go build -trimpath -tags nobuckets -ldflags '-s -w -X main.release=$(VERSION)' -o $@ ./cmd/theseus
+	@touch $@
+
 $(BIN)/helm: tools/helm/go.mod tools/helm/go.sum
 	@mkdir -p $(BIN)
 	cd tools/helm && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(abspath $@) helm.sh/helm/v4/cmd/helm && touch $(abspath $@)

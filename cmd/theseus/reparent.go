@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -58,16 +57,7 @@ func newReparentCommand() *cobra.Command {
 
 // connect finds the API server and the namespace the way kubectl does.
 func connect(kubeconfig, namespace string) (client.Client, string, error) {
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = kubeconfig
-	config := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{})
-	if namespace == "" {
-		var err error
-		if namespace, _, err = config.Namespace(); err != nil {
-			return nil, "", err
-		}
-	}
-	rest, err := config.ClientConfig()
+	rest, namespace, err := clusterConfig(kubeconfig, namespace)
 	if err != nil {
 		return nil, "", err
 	}

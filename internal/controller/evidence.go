@@ -26,6 +26,9 @@ type Evidence struct {
 	Every time.Duration
 }
 
+// ownTrails is how many bytes of trails a replica keeps in a directory of its own: half of the volume that the chart gives.
+const ownTrails = 1 << 30
+
 // record adds the flight recorder to the stream of statuses; nil without a bucket.
 func (o *Options) record(mgr ctrl.Manager) (*recorder.Recorder, error) {
 	if o.Evidence == nil {
@@ -38,8 +41,12 @@ func (o *Options) record(mgr ctrl.Manager) (*recorder.Recorder, error) {
 	if err := mgr.Add(r); err != nil {
 		return nil, err
 	}
+	most := int64(0)
+	if !o.Evidence.Shared {
+		most = ownTrails
+	}
 	return r, mgr.Add(&condemned.Janitor{
-		Bucket: o.Evidence.Bucket, KeepCases: o.Evidence.KeepCases, KeepTrails: o.Evidence.KeepTrails,
+		MostTrails: most, Bucket: o.Evidence.Bucket, KeepCases: o.Evidence.KeepCases, KeepTrails: o.Evidence.KeepTrails,
 		May: o.writesAll(mgr), Clock: o.Clock, Log: log,
 	})
 }

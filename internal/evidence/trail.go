@@ -186,12 +186,13 @@ func Merge(entries []Entry) []Entry {
 		boot, by string
 		sequence uint64
 		at       int64
+		text     string
 	}
 	seen := map[identity]bool{}
 	return slices.DeleteFunc(entries, func(e Entry) bool {
 		id := identity{kind: e.Kind, boot: e.Boot, sequence: e.Sequence}
 		if e.Kind == KindStream {
-			id.by, id.at = e.By, e.At.UnixNano()
+			id.by, id.at, id.text = e.By, e.At.UnixNano(), e.Text
 		}
 		twice := seen[id]
 		seen[id] = true
@@ -247,6 +248,43 @@ func (t Trails) Prune(ctx context.Context, now time.Time, keep time.Duration) (i
 		if err != nil {
 			return n, fmt.Errorf("the trails of %s cannot be deleted: %w", name, err)
 		}
+	}
+	return n, nil
+}
+
+// Shrink deletes the oldest segments until no more than most bytes are left, and returns how many went: for a directory that
+// must not fill its disk.
+func (t Trails) Shrink(ctx context.Context, most int64) (int, error) {
+	type segment struct {
+		key  string
+		at   time.Time
+		size int64
+	}
+	var all []segment
+	total := int64(0)
+	err := t.bucket.each(ctx, "", func(key string, size int64) error {
+		name, _, _ := strings.Cut(key, "/")
+		if day, err := time.Parse(dayFormat, name); err == nil {
+			at, _ := segmentTime(day, key)
+			all = append(all, segment{key, at, size})
+			total += size
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	slices.SortFunc(all, func(a, b segment) int { return a.at.Compare(b.at) })
+	n := 0
+	for _, s := range all {
+		if total <= most {
+			break
+		}
+		if err := t.bucket.remove(ctx, s.key); err != nil {
+			return n, err
+		}
+		total -= s.size
+		n++
 	}
 	return n, nil
 }

@@ -9,3 +9,8 @@ app.kubernetes.io/component: operator
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
+
+{{/* Whether all replicas write to one bucket: not when each has an emptyDir. */}}
+{{- define "theseus.evidenceShared" -}}
+{{- if or .Values.evidence.volume (and .Values.evidence.bucket (not (hasPrefix "file:" .Values.evidence.bucket))) -}}true{{- else -}}false{{- end -}}
+{{- end -}}

@@ -14,6 +14,8 @@ const (
 	// pruneEvery is how often what is too old is deleted; the first time comes soon after the start.
 	pruneEvery = time.Hour
 	pruneFirst = 5 * time.Minute
+	// pruneSmall is how often a directory that must not grow is looked at.
+	pruneSmall = 10 * time.Minute
 	// pruneTimeout bounds one round; what it did not get to waits for the next.
 	pruneTimeout = 30 * time.Minute
 )
@@ -23,6 +25,8 @@ type Janitor struct {
 	Bucket evidence.Bucket
 	// KeepCases and KeepTrails are how long each is kept; 0 is for ever.
 	KeepCases, KeepTrails time.Duration
+	// MostTrails is how many bytes of trails are kept, the newest; 0 is without limit.
+	MostTrails int64
 	// May says whether this replica deletes: it is the leader, or the bucket is its own.
 	May   func() bool
 	Clock clock.Clock
@@ -35,6 +39,10 @@ func (*Janitor) NeedLeaderElection() bool { return false }
 // Start implements manager.Runnable.
 func (j *Janitor) Start(ctx context.Context) error {
 	wait := pruneFirst
+	every := pruneEvery
+	if j.MostTrails > 0 {
+		every = pruneSmall
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -44,7 +52,7 @@ func (j *Janitor) Start(ctx context.Context) error {
 		if j.May() {
 			j.Prune(ctx)
 		}
-		wait = pruneEvery
+		wait = every
 	}
 }
 
@@ -61,10 +69,18 @@ func (j *Janitor) Prune(ctx context.Context) {
 			continue
 		}
 		n, err := of.prune(ctx, j.Clock.Now(), of.keep)
-		pruned.WithLabelValues(of.what).Add(float64(n))
-		if err != nil {
-			pruned.WithLabelValues("failures").Inc()
-			j.Log.Error(err, "old evidence was not deleted", "what", of.what)
-		}
+		j.tell(of.what, n, err)
+	}
+	if j.MostTrails > 0 {
+		n, err := j.Bucket.Trails().Shrink(ctx, j.MostTrails)
+		j.tell("segments", n, err)
+	}
+}
+
+func (j *Janitor) tell(what string, n int, err error) {
+	pruned.WithLabelValues(what).Add(float64(n))
+	if err != nil {
+		pruned.WithLabelValues("failures").Inc()
+		j.Log.Error(err, "old evidence was not deleted", "what", what)
 	}
 }
