@@ -36,7 +36,7 @@ type Replicas struct {
 }
 
 // askTimeout bounds one replica's answer.
-const askTimeout = time.Minute
+const askTimeout = 30 * time.Second
 
 // List implements Archive.
 func (a Replicas) List(ctx context.Context, namespace string) (Listing, error) {
@@ -117,6 +117,12 @@ func (a Replicas) ask(ctx context.Context, args []string, answer func([]byte) er
 	}); err != nil {
 		return nil, err
 	}
+	type reply struct {
+		from string
+		out  []byte
+		err  error
+	}
+	replies := make(chan reply, len(pods.Items))
 	answered, running := 0, 0
 	for i := range pods.Items {
 		p := &pods.Items[i]
@@ -124,18 +130,25 @@ func (a Replicas) ask(ctx context.Context, args []string, answer func([]byte) er
 			continue
 		}
 		running++
-		asking, cancel := context.WithTimeout(ctx, askTimeout)
-		out, err := a.Run(asking, p, append([]string{"theseus", "evidence"}, args...))
-		cancel()
-		if err == nil {
-			err = answer(out)
+		go func() { // all at once: one on a machine that is gone costs its timeout
+			asking, cancel := context.WithTimeout(ctx, askTimeout)
+			defer cancel()
+			out, err := a.Run(asking, p, append([]string{"theseus", "evidence"}, args...))
+			replies <- reply{p.Name, out, err}
+		}()
+	}
+	for range running {
+		r := <-replies
+		if r.err == nil {
+			r.err = answer(r.out)
 		}
-		if err != nil {
-			problems = append(problems, fmt.Sprintf("%s could not be asked: %v", p.Name, err))
+		if r.err != nil {
+			problems = append(problems, fmt.Sprintf("%s could not be asked: %v", r.from, r.err))
 			continue
 		}
 		answered++
 	}
+	slices.Sort(problems)
 	switch {
 	case running == 0:
 		return problems, fmt.Errorf("no operator runs in namespace %s (see --operator-namespace, or read the bucket itself with --bucket)", a.Namespace)
