@@ -62,8 +62,8 @@ test-e2e: packages binaries images image-operand-15 ## End-to-end in the lab; RU
 	THESEUS_LAB=$(TEST_LAB) go test -tags e2e -timeout 45m -count $(or $(COUNT),1) -v -p 1 $(if $(RUN),-run '$(RUN)',-skip '$(E2E_SKIP)') ./test/e2e/...
 
 .PHONY: test-robustness
-test-robustness: packages binaries images $(BIN)/robustness-clients ## Clients, faults at random, and a check of what clients saw; FAULTS= how many, SEED= or SCHEDULE= to repeat a run
-	THESEUS_LAB=$(TEST_LAB) FAULTS=$(FAULTS) SEED=$(SEED) SCHEDULE=$(SCHEDULE) go test -tags e2e -timeout 3h -count 1 -v -run TestRobustness ./test/robustness
+test-robustness: packages binaries images $(BIN)/robustness-clients ## Clients, faults at random, and a check of what clients saw; FAULTS= how many, SEED= or SCHEDULE= to repeat a run, COUNT= to do so several times
+	THESEUS_LAB=$(TEST_LAB) FAULTS=$(FAULTS) SEED=$(SEED) SCHEDULE=$(SCHEDULE) go test -tags e2e -timeout 3h -count $(or $(COUNT),1) -v -run TestRobustness ./test/robustness
 
 ##@ Simulation
 SEED     ?=

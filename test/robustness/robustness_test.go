@@ -29,6 +29,8 @@ const (
 	wholeLimit = 4 * time.Minute
 	// undoLimit bounds the undoing of a fault.
 	undoLimit = 2 * time.Minute
+	// removeLimit bounds the deletion of a run's Database.
+	removeLimit = 2 * time.Minute
 	// secondLimit bounds the injection of a fault on top of another one, which may make that hang.
 	secondLimit = 20 * time.Second
 	// checkLimit bounds the judging of one object's history.

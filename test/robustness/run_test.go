@@ -19,6 +19,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -84,6 +85,7 @@ func (r *run) create(ctx context.Context) {
 		Spec:       v1alpha1.DatabaseSpec{Instances: 3, Storage: v1alpha1.StorageSpec{Size: resource.MustParse("1Gi")}},
 	}
 	require.NoError(t, kit.Client.Create(ctx, db))
+	t.Cleanup(r.remove)
 	r.target = faults.Target{Kit: kit, Namespace: ns.Name, Shard: names.Shard(db.Name, 0)}
 	_, err := kit.WaitReady(ctx, ns.Name, db.Name)
 	require.NoError(t, err)
@@ -102,7 +104,7 @@ func (r *run) watch(ctx context.Context) {
 		if err := <-done; err != nil {
 			r.t.Error(err)
 		}
-		if !r.t.Failed() && os.Getenv("KEEP") == "" {
+		if !r.t.Failed() && os.Getenv("SAVE") == "" {
 			_ = os.RemoveAll(filepath.Join(r.dir, "logs"))
 			_ = os.Remove(filepath.Join(r.dir, "objects.jsonl"))
 			_ = os.Remove(r.path("history.jsonl"))
@@ -269,7 +271,29 @@ func (r *run) end(ctx context.Context) {
 	case <-ctx.Done():
 		r.complain("the clients did not end:\n%s", lastLines(r.stderr.String()))
 	}
-	require.NoError(t, client.IgnoreNotFound(kit.Client.Delete(ctx, &v1alpha1.Database{ObjectMeta: metav1.ObjectMeta{Namespace: r.target.Namespace, Name: "db"}})))
+}
+
+// remove takes the Database away, so that a run after this one has the machine to itself. With KEEP set, what failed stays.
+func (r *run) remove() {
+	if r.t.Failed() && os.Getenv("KEEP") != "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), removeLimit)
+	defer cancel()
+	db := &v1alpha1.Database{ObjectMeta: metav1.ObjectMeta{Namespace: r.target.Namespace, Name: "db"}}
+	err := client.IgnoreNotFound(kit.Client.Delete(ctx, db))
+	if err == nil {
+		err = labkit.Poll(ctx, time.Second, func(ctx context.Context) (bool, string, error) {
+			err := kit.Client.Get(ctx, client.ObjectKeyFromObject(db), db)
+			return apierrors.IsNotFound(err), "the Database is still there", nil
+		})
+	}
+	if err == nil {
+		err = kit.Client.Delete(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: r.target.Namespace}})
+	}
+	if err != nil {
+		r.t.Errorf("removing what the run made: %v", err)
+	}
 }
 
 // judge says what the history shows, and saves what it takes to understand it.

@@ -6,7 +6,7 @@
 //	make test-robustness SCHEDULE=FILE        exactly the schedule that a failed run has saved
 //
 // A seed fixes the schedule and what each client chooses to do; it cannot fix when threads run and packets arrive. A run
-// that fails leaves, in build/robustness/<time>: schedule.json to do it again; report.json with the violations and what
+// that fails, or any with SAVE=1, leaves, in build/robustness/<time>: schedule.json to do it again; report.json with the violations and what
 // happened when; history.jsonl with every operation; a picture of each object that is not linearizable; what the Shard,
 // Reparent, Replacement and Pod objects were at each change (objects.jsonl); and the logs of every container (logs/), also
 // of those that are gone.
