@@ -43,17 +43,26 @@ func (a *Agent) Drain(ctx context.Context, req *agentpb.DrainRequest) (*agentpb.
 	return &agentpb.DrainReply{OpenTransactions: uint32(open), GatewaysPending: uint32(pending)}, failed(err)
 }
 
-// awaitQuiet waits until gateways have paused and no client has a transaction open, or limit ends.
+// awaitQuiet waits until gateways have paused and no client has a transaction open, or limit ends. Clients that go past the
+// gateways are told nothing and never stop beginning transactions; while everybody else is kept waiting, what they
+// begin after the gateways have paused is not waited for.
 func (a *Agent) awaitQuiet(limit context.Context, term uint64) (pending int, err error) {
 	counter, err := a.pg.CountOpen(limit)
 	if err != nil {
 		return 0, err
 	}
 	defer counter.Close()
-	var quietSince time.Time
+	var quietSince, paused time.Time
 	for limit.Err() == nil {
 		pending = a.hub.pending(term)
-		open, err := counter.Count(limit)
+		told := pending == 0 && a.hub.allAcknowledge()
+		switch {
+		case !told:
+			paused = time.Time{}
+		case paused.IsZero():
+			paused = time.Now()
+		}
+		open, err := counter.Count(limit, paused)
 		if err != nil && limit.Err() == nil {
 			return pending, err
 		}
@@ -64,7 +73,7 @@ func (a *Agent) awaitQuiet(limit context.Context, term uint64) (pending int, err
 		case quietSince.IsZero():
 			quietSince = now
 		}
-		if !quietSince.IsZero() && (a.hub.allAcknowledge() || now.Sub(quietSince) >= settle) {
+		if !quietSince.IsZero() && (told || now.Sub(quietSince) >= settle) {
 			return 0, nil
 		}
 		select {

@@ -319,6 +319,27 @@ func TestADrainWaitsForGatewaysThatSayWhenTheyHavePaused(t *testing.T) {
 	require.Zero(t, r.GetGatewaysPending())
 	require.GreaterOrEqual(t, time.Since(begun), 150*time.Millisecond)
 	require.Less(t, time.Since(begun), 3*time.Second)
+	_, err = a.client.Undrain(ctx, &agentpb.UndrainRequest{Term: 1})
+	require.NoError(t, err)
+
+	// Clients that go past the gateways and are never all idle do not hold up those who wait.
+	for range 3 {
+		conn, err := s.app(ctx, a)
+		require.NoError(t, err)
+		go func() {
+			for {
+				if _, err := conn.Exec(ctx, "SELECT pg_sleep(0.05)"); err != nil {
+					return
+				}
+			}
+		}()
+	}
+	time.Sleep(100 * time.Millisecond)
+	begun = time.Now()
+	r, err = a.client.Drain(ctx, &agentpb.DrainRequest{Term: 1, TimeoutMs: 5000})
+	require.NoError(t, err)
+	require.Zero(t, r.GetOpenTransactions())
+	require.Less(t, time.Since(begun), 2*time.Second)
 }
 
 func TestSigtermIsABoundedFastStop(t *testing.T) {

@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -21,9 +22,14 @@ func (s *Server) CountOpen(ctx context.Context) (*OpenCounter, error) {
 	return &OpenCounter{conn: conn}, nil
 }
 
-// Count is how many client sessions have a transaction open, be it running, idle, or waiting for acknowledgement.
-func (c *OpenCounter) Count(ctx context.Context) (n int, err error) {
-	err = c.conn.QueryRow(ctx, "SELECT count(*) "+openSessions).Scan(&n)
+// Count is how many client sessions have a transaction open, be it running, idle, or waiting for acknowledgement. Unless
+// begunBefore is zero, only those that had begun by then count.
+func (c *OpenCounter) Count(ctx context.Context, begunBefore time.Time) (n int, err error) {
+	if begunBefore.IsZero() {
+		err = c.conn.QueryRow(ctx, "SELECT count(*) "+openSessions).Scan(&n)
+	} else {
+		err = c.conn.QueryRow(ctx, "SELECT count(*) "+openSessions+" AND xact_start <= $1", begunBefore).Scan(&n)
+	}
 	return n, err
 }
 
