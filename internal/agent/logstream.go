@@ -10,8 +10,8 @@ import (
 )
 
 const (
-	// logsTogether is how long lines are gathered into one message. It is also the most of its last lines that a machine
-	// that loses power takes with it.
+	// logsTogether is the least time between two messages. It is also the most of its last lines that a machine that loses
+	// power takes with it.
 	logsTogether = 100 * time.Millisecond
 	// logsBytes is the most of one source in one message; with logsTogether it bounds what a flood of lines can cost.
 	logsBytes = 128 << 10
@@ -30,6 +30,7 @@ func (a *Agent) Logs(req *agentpb.LogsRequest, stream agentpb.Agent_LogsServer) 
 	}
 	ctx := stream.Context()
 	for {
+		pause := a.clock.After(logsTogether)
 		reply := &agentpb.LogsReply{Instance: a.conf.Instance, PodUid: a.conf.PodUID, BootId: a.boot}
 		for _, s := range sources {
 			s.take(reply)
@@ -39,14 +40,15 @@ func (a *Agent) Logs(req *agentpb.LogsRequest, stream agentpb.Agent_LogsServer) 
 				return err
 			}
 		}
-		if !a.awaitLines(ctx, sources) {
+		if !awaitLines(ctx, sources, pause) {
 			return nil
 		}
 	}
 }
 
-// awaitLines returns when there are lines and those that came right after them; false when ctx has ended.
-func (a *Agent) awaitLines(ctx context.Context, sources []*logCursor) bool {
+// awaitLines returns once there are lines and the pause is over; false when ctx has ended. So the first line after a silence
+// is sent at once, and what follows in a bunch.
+func awaitLines(ctx context.Context, sources []*logCursor, pause <-chan time.Time) bool {
 	select {
 	case <-ctx.Done():
 		return false
@@ -56,7 +58,7 @@ func (a *Agent) awaitLines(ctx context.Context, sources []*logCursor) bool {
 	select {
 	case <-ctx.Done():
 		return false
-	case <-a.clock.After(logsTogether):
+	case <-pause:
 		return true
 	}
 }

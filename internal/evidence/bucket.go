@@ -211,16 +211,26 @@ func (b Bucket) Manifest(ctx context.Context, name string) (Manifest, error) {
 		return Manifest{}, fmt.Errorf("the manifest of %s cannot be read: %w", name, err)
 	}
 	m := Manifest{Incomplete: true}
-	if err := b.each(ctx, name+"/", func(key string, size int64) error {
-		m.Items = append(m.Items, Item{Name: path.Base(key), Size: size})
-		return nil
-	}); err != nil {
+	if m.Items, err = b.Files(ctx, name); err != nil {
 		return Manifest{}, err
 	}
 	if len(m.Items) == 0 {
 		return Manifest{}, fmt.Errorf("%q: %w", name, ErrNoBundle)
 	}
 	return m, nil
+}
+
+// Files lists what is stored of a bundle besides its manifest: also what an earlier collection left that did not get to its
+// end, and that the manifest of the later one does not know.
+func (b Bucket) Files(ctx context.Context, name string) ([]Item, error) {
+	var items []Item
+	err := b.each(ctx, name+"/", func(key string, size int64) error {
+		if check(path.Base(key)) == nil {
+			items = append(items, Item{Name: path.Base(key), Size: size})
+		}
+		return nil
+	})
+	return items, err
 }
 
 // Read opens one item of a bundle.
@@ -250,13 +260,13 @@ func (b Bucket) Prune(ctx context.Context, now time.Time, keep time.Duration) (i
 		if s.At.IsZero() || now.Sub(s.At) < keep {
 			continue
 		}
-		m, err := b.Manifest(ctx, s.Name)
+		items, err := b.Files(ctx, s.Name)
 		if err != nil {
 			return n, err
 		}
 		// The manifest goes first: half a bundle must not look whole.
 		keys := []string{manifestName}
-		for _, i := range m.Items {
+		for _, i := range items {
 			keys = append(keys, i.Name)
 		}
 		for _, k := range keys {

@@ -377,8 +377,8 @@ func TestRing(t *testing.T) {
 		next, lost, stored := uint64(0), 0, uint64(0)
 		for range rapid.IntRange(1, 200).Draw(t, "steps") {
 			if rapid.Bool().Draw(t, "store") {
-				r.stored = r.next()
-				stored = next
+				stored = max(stored, uint64(rapid.IntRange(int(r.first), int(next)).Draw(t, "to")))
+				r.store(stored)
 				continue
 			}
 			e := entry{Entry: evidence.Entry{Sequence: next, Text: strings.Repeat("x", rapid.IntRange(0, 400).Draw(t, "size"))}}
@@ -389,7 +389,12 @@ func TestRing(t *testing.T) {
 			require.Equal(t, next-1, r.entries[len(r.entries)-1].Sequence)
 			require.Equal(t, r.entries[0].Sequence, r.first)
 			require.Len(t, r.pending(), int(next-max(stored, r.first)))
+			waiting := 0
+			for _, e := range r.pending() {
+				waiting += e.size()
+			}
+			require.Equal(t, waiting, r.waiting)
 		}
-		_ = lost
+		require.LessOrEqual(t, lost, int(r.first))
 	})
 }

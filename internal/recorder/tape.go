@@ -33,20 +33,25 @@ func (e *entry) size() int { return entryOverhead + len(e.Text) + len(e.wire) }
 type ring struct {
 	entries []entry
 	bytes   int
-	// first is the number of entries[0]; stored is the number of the first entry that is not in the bucket yet.
+	// first is the number of entries[0]; stored is the number of the first entry that is not in the bucket yet, and
+	// waiting is how many bytes there are from it on.
 	first, stored uint64
+	waiting       int
 }
 
 // add drops the oldest entries beyond limit and returns how many of them were never stored.
 func (r *ring) add(e entry, limit int) (lost int) {
 	r.entries = append(r.entries, e)
 	r.bytes += e.size()
+	r.waiting += e.size()
 	for r.bytes > limit && len(r.entries) > 1 {
-		r.bytes -= r.entries[0].size()
+		size := r.entries[0].size()
+		r.bytes -= size
 		r.entries[0] = entry{}
 		r.entries = r.entries[1:]
 		if r.first >= r.stored {
 			lost++
+			r.waiting -= size
 		}
 		r.first++
 	}
@@ -59,11 +64,12 @@ func (r *ring) next() uint64 { return r.first + uint64(len(r.entries)) }
 // pending are the entries that are not stored.
 func (r *ring) pending() []entry { return r.entries[r.stored-r.first:] }
 
-func (r *ring) pendingBytes() (n int) {
-	for _, e := range r.pending() {
-		n += e.size()
+// store notes that everything before the number is in the bucket.
+func (r *ring) store(number uint64) {
+	for r.stored < number {
+		r.waiting -= r.entries[r.stored-r.first].size()
+		r.stored++
 	}
-	return n
 }
 
 // tape is what is remembered of one instance. Statuses and lines have rings of their own, so that a flood of lines does not
@@ -195,7 +201,7 @@ func (t *tape) due(now time.Time, p pace, limit int) (batch, bool) {
 	}
 	since := func(x time.Time, d time.Duration) bool { return !x.IsZero() && now.Sub(x) >= d }
 	urgent := t.urgent && now.Sub(t.writtenAt) >= p.apart
-	turn := p.all && (since(t.newsSince, p.every) || since(t.pendingSince, p.quiet) || t.lines.pendingBytes() > limit/2)
+	turn := p.all && (since(t.newsSince, p.every) || since(t.pendingSince, p.quiet) || t.lines.waiting > limit/2)
 	if !urgent && !turn && !p.now {
 		return batch{}, false
 	}
@@ -220,8 +226,8 @@ func (t *tape) stored(b batch, now time.Time, err error) {
 		return
 	}
 	t.failures, t.retryAt, t.writtenAt = 0, time.Time{}, now
-	t.statuses.stored = max(t.statuses.stored, b.statuses)
-	t.lines.stored = max(t.lines.stored, b.lines)
+	t.statuses.store(b.statuses)
+	t.lines.store(b.lines)
 }
 
 // waiting is how long the oldest entry has waited to be stored.

@@ -161,10 +161,11 @@ func (a BucketArchive) fetchCase(ctx context.Context, f *Found) (from, until tim
 	parts := strings.Split(f.Case, "/")
 	_, instance, _ := strings.Cut(parts[2], "-")
 	f.Walker = evidence.Walker{Namespace: parts[0], Shard: parts[1], Instance: instance}
-	for _, i := range m.Items {
-		if i.Size == 0 {
-			continue
-		}
+	stored, err := a.Bucket.Cases().Files(ctx, f.Case)
+	if err != nil {
+		f.Problems = append(f.Problems, err.Error())
+	}
+	for _, i := range stored {
 		data, err := a.file(ctx, f.Case, i.Name)
 		if err != nil {
 			f.Problems = append(f.Problems, fmt.Sprintf("%s: %v", i.Name, err))

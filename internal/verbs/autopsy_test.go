@@ -154,10 +154,11 @@ func TestAutopsyAsksTheClusterForWhatHappenedSince(t *testing.T) {
 }
 
 func TestAutopsyFetches(t *testing.T) {
-	a, _ := archive(t)
+	a, b := archive(t)
+	require.NoError(t, b.Cases().Write(context.Background(), subject.Name()+"/earlier.log", "", strings.NewReader("of a collector that died")))
 	dir := filepath.Join(t.TempDir(), "new")
 	show(t, Autopsy{Archive: a, Name: "db-0-k4x2p", Dir: dir})
-	for _, name := range []string{"autopsy.txt", indexFile, trailFile, "reparents.json"} {
+	for _, name := range []string{"autopsy.txt", indexFile, trailFile, "reparents.json", "earlier.log"} {
 		require.FileExists(t, filepath.Join(dir, name))
 	}
 	data, err := os.ReadFile(filepath.Join(dir, trailFile))
