@@ -34,7 +34,7 @@ func (a *Agent) Dump(ctx context.Context, req *agentpb.DumpRequest) (*agentpb.Du
 		files["state.json"] = data
 	}
 	for name, data := range inTime(ctx, dumpSlow, a.slowEvidence()) {
-		files[name] = data
+		files[name] = data[:min(len(data), limit/6)] // the logs have the better half, however many processes there are
 	}
 	for _, data := range files {
 		limit -= len(data)

@@ -13,7 +13,20 @@ import (
 // others are open to the process's own user. cmdline is last: it waits for the process's memory lock, which one that
 // hangs in the kernel may hold.
 func describeFiles() []string {
-	return []string{"stat", "wchan", "syscall", "stack", "status", "io", "cmdline"}
+	return []string{"status", "wchan", "syscall", "stack", "io", "cmdline"}
+}
+
+// telling are the lines of status that say something about a process that hangs.
+func telling(status string) string {
+	var out []string
+	for line := range strings.Lines(status) {
+		for _, name := range []string{"State:", "VmRSS:", "SigPnd:", "ShdPnd:", "voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"} {
+			if strings.HasPrefix(line, name) {
+				out = append(out, strings.Join(strings.Fields(line), " "))
+			}
+		}
+	}
+	return strings.Join(out, ", ")
 }
 
 const (
@@ -41,6 +54,9 @@ func (p *Processes) Describe(dir string) []byte {
 				data = []byte(err.Error())
 			}
 			text := strings.TrimSpace(strings.ReplaceAll(string(data[:min(len(data), describeFile)]), "\x00", " "))
+			if name == "status" && err == nil {
+				text = telling(text)
+			}
 			if strings.Contains(text, "\n") {
 				text = "\n    " + strings.ReplaceAll(text, "\n", "\n    ")
 			}

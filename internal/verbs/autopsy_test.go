@@ -277,3 +277,20 @@ func TestShardOf(t *testing.T) {
 		require.Equal(t, want, ShardOf(in), fmt.Sprint(in))
 	}
 }
+
+func TestLogLinesAreReadable(t *testing.T) {
+	for in, want := range map[string]string{
+		"2026-11-23 16:21:41.347 UTC [60] app@app/psql LOG:  words": "[60] app@app/psql LOG:  words",
+		"no time at all": "no time at all",
+		"":               "",
+	} {
+		require.Equal(t, want, logLine(evidence.Entry{Kind: evidence.KindPostgres, Text: in}))
+	}
+	for in, want := range map[string]string{
+		`{"time":"2026-11-23T16:21:38Z","level":"INFO","msg":"established","term":1,"instance":"a","kind":"bootstrap"}`: "INFO: established, kind bootstrap, term 1",
+		"panic: not JSON": "panic: not JSON",
+		"null":            "<nil>: <nil>",
+	} {
+		require.Equal(t, want, logLine(evidence.Entry{Kind: evidence.KindAgent, Text: in}))
+	}
+}

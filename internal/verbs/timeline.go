@@ -2,7 +2,10 @@ package verbs
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
+	"maps"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -58,10 +61,33 @@ func (t *timeline) trail(entries []evidence.Entry, lines int) {
 			t.add(e.At, "operator", "%s (%s)", e.Text, e.By)
 		default:
 			if left[e.Kind] < lines {
-				t.add(e.At, string(e.Kind), "%s", e.Text)
+				t.add(e.At, string(e.Kind), "%s", logLine(e))
 			}
 		}
 	}
+}
+
+// postgresTime is what PostgreSQL's lines begin with; the timeline says it already.
+var postgresTime = regexp.MustCompile(`^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)? \S+ `)
+
+// logLine is a line as people read it: without the time, and the agent's JSON as words.
+func logLine(e evidence.Entry) string {
+	if e.Kind == evidence.KindPostgres {
+		return postgresTime.ReplaceAllString(e.Text, "")
+	}
+	var fields map[string]any
+	if err := json.Unmarshal([]byte(e.Text), &fields); err != nil {
+		return e.Text
+	}
+	out := fmt.Sprintf("%v: %v", fields["level"], fields["msg"])
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		switch name {
+		case "time", "level", "msg", "shard", "instance":
+		default:
+			out += fmt.Sprintf(", %s %v", name, fields[name])
+		}
+	}
+	return out
 }
 
 // reparents adds the journals of the shard.
