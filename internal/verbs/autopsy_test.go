@@ -289,7 +289,7 @@ func TestLogLinesAreReadable(t *testing.T) {
 	for in, want := range map[string]string{
 		`{"time":"2026-11-23T16:21:38Z","level":"INFO","msg":"established","term":1,"instance":"a","kind":"bootstrap"}`: "INFO: established, kind bootstrap, term 1",
 		"panic: not JSON": "panic: not JSON",
-		"null":            "<nil>: <nil>",
+		"null":            "null",
 	} {
 		require.Equal(t, want, logLine(evidence.Entry{Kind: evidence.KindAgent, Text: in}))
 	}

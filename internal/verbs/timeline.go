@@ -76,7 +76,7 @@ func logLine(e evidence.Entry) string {
 		return postgresTime.ReplaceAllString(e.Text, "")
 	}
 	var fields map[string]any
-	if err := json.Unmarshal([]byte(e.Text), &fields); err != nil {
+	if err := json.Unmarshal([]byte(e.Text), &fields); err != nil || fields["msg"] == nil {
 		return e.Text
 	}
 	out := fmt.Sprintf("%v: %v", fields["level"], fields["msg"])
