@@ -5,6 +5,9 @@ package condemned
 
 import (
 	"context"
+	"fmt"
+	"io"
+	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -47,6 +50,13 @@ type Observer interface {
 // Agents calls the agent at an endpoint of a shard.
 type Agents func(ctx context.Context, shard types.NamespacedName, endpoint *agentpb.Endpoint) (c agentpb.AgentClient, closeConn func(), err error)
 
+const (
+	// casesAtOnce is how many cases are taken at a time, and writesAtOnce how many items of all of them are written: drivers
+	// of buckets hold megabytes for each. In a storm the later ones wait; their trails are kept in any case.
+	casesAtOnce  = 4
+	writesAtOnce = 6
+)
+
 // Collector takes evidence. All fields but Limits must be set.
 type Collector struct {
 	// Live reads from the API server: events are not cached, and a Pod that is about to go must be seen as it is now.
@@ -59,13 +69,43 @@ type Collector struct {
 	Clock    clock.Clock
 	Log      logr.Logger
 	Limits   evidence.Limits
+
+	once          sync.Once
+	cases, writes chan struct{}
+}
+
+// within does something while it holds a slot, or gives up when ctx ends first.
+func within(ctx context.Context, slots chan struct{}, do func() error) error {
+	select {
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
+		return do()
+	case <-ctx.Done():
+		return fmt.Errorf("too much evidence is being taken at once: %w", context.Cause(ctx))
+	}
+}
+
+// store writes to the bucket, not too much at a time.
+type store struct {
+	evidence.Store
+	slots chan struct{}
+}
+
+// Write implements evidence.Store.
+func (s store) Write(ctx context.Context, key, contentType string, r io.Reader) error {
+	return within(ctx, s.slots, func() error { return s.Store.Write(ctx, key, contentType, r) })
 }
 
 // Collect takes what can be had of the subject and returns the name of the case, for `theseus autopsy`. It ends with its
 // context and within Limits. What is missing is in the case's manifest; the error is about storing it.
 func (c *Collector) Collect(ctx context.Context, s evidence.Subject) (string, error) {
+	c.once.Do(func() { c.cases, c.writes = make(chan struct{}, casesAtOnce), make(chan struct{}, writesAtOnce) })
 	began := c.Clock.Now()
-	m, err := evidence.Collect(ctx, s, c.sources(), c.Bucket.Cases(), c.Limits, c.Clock)
+	var m evidence.Manifest
+	err := within(ctx, c.cases, func() (err error) {
+		m, err = evidence.Collect(ctx, s, c.sources(), store{c.Bucket.Cases(), c.writes}, c.Limits, c.Clock)
+		return err
+	})
 	outcome := "complete"
 	missing := 0
 	for _, item := range m.Items {
@@ -80,7 +120,7 @@ func (c *Collector) Collect(ctx context.Context, s evidence.Subject) (string, er
 	case m.Incomplete || missing > 0:
 		outcome = "partial"
 	}
-	cases.WithLabelValues(outcome).Inc()
+	casesTotal.WithLabelValues(outcome).Inc()
 	caseSeconds.Observe(c.Clock.Since(began).Seconds())
 	c.Log.Info("evidence taken", "case", s.Name(), "outcome", outcome, "items", len(m.Items), "missing", missing, "took", c.Clock.Since(began).String())
 	return s.Name(), err

@@ -2,8 +2,11 @@ package condemned
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -117,7 +120,7 @@ func collected(t *testing.T, c *Collector) (evidence.Manifest, map[string]string
 			r, err := c.Bucket.Cases().Read(ctx, name, i.Name)
 			require.NoError(t, err)
 			data, err := io.ReadAll(r)
-			require.NoError(t, err)
+			require.NoError(t, errors.Join(err, r.Close()))
 			files[i.Name] = string(data)
 		}
 	}
@@ -207,4 +210,37 @@ func TestOldEvidenceIsDeleted(t *testing.T) {
 	list, err = c.Bucket.Cases().List(ctx, "")
 	require.NoError(t, err)
 	require.Len(t, list, 1, "0 keeps for ever")
+}
+
+func TestAStormIsBounded(t *testing.T) {
+	c, _ := newCollector(t, interceptor.Funcs{Get: func(ctx context.Context, _ client.WithWatch, _ client.ObjectKey, _ client.Object, _ ...client.GetOption) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}})
+	c.Limits = evidence.Limits{Deadline: 20 * time.Second, PerSource: 500 * time.Millisecond}
+	storm, cancel := context.WithTimeout(ctx, 4*time.Second)
+	defer cancel()
+	var all sync.WaitGroup
+	var mu sync.Mutex
+	stored, refused := 0, 0
+	for i := range 100 {
+		all.Go(func() {
+			s := subject
+			s.Instance = fmt.Sprint(subject.Instance, i)
+			_, err := c.Collect(storm, s)
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				stored++
+			} else {
+				refused++
+			}
+		})
+	}
+	all.Wait()
+	require.Greater(t, stored, casesAtOnce, "one round after the other")
+	require.Positive(t, refused, "and whoever waited for too long is told")
+	list, err := c.Bucket.Cases().List(ctx, "")
+	require.NoError(t, err)
+	require.LessOrEqual(t, len(list), stored+casesAtOnce)
 }

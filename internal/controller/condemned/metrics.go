@@ -7,7 +7,7 @@ import (
 
 // The metrics of evidence, registered once per process with controller-runtime's registry.
 var (
-	cases = prometheus.NewCounterVec(prometheus.CounterOpts{
+	casesTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "theseus_evidence_cases_total", Help: "Cases of condemned instances: complete, partial (something could not be had), or failed (not stored).",
 	}, []string{"outcome"})
 	caseBytes = prometheus.NewCounter(prometheus.CounterOpts{
@@ -23,5 +23,5 @@ var (
 )
 
 func init() {
-	metrics.Registry.MustRegister(cases, caseBytes, caseSeconds, pruned)
+	metrics.Registry.MustRegister(casesTotal, caseBytes, caseSeconds, pruned)
 }
