@@ -20,7 +20,7 @@ const (
 // evidenceFlags are where the operator keeps evidence.
 type evidenceFlags struct {
 	bucket, prefix string
-	chosen         controller.Evidence
+	chosen         controller.Keep
 }
 
 func (e *evidenceFlags) register(f *pflag.FlagSet) {
@@ -33,7 +33,7 @@ func (e *evidenceFlags) register(f *pflag.FlagSet) {
 }
 
 // options are nil without a bucket.
-func (e *evidenceFlags) options() (*controller.Evidence, error) {
+func (e *evidenceFlags) options() (*controller.Keep, error) {
 	if e.bucket == "" {
 		return nil, nil
 	}

@@ -72,6 +72,11 @@ func (o *operatorFlags) run(cmd *cobra.Command) error {
 	ctrl.SetLogger(log)
 	klog.SetLogger(log)
 
+	keep, err := o.evidence.options()
+	if err != nil {
+		return err
+	}
+	o.Keep = keep
 	config, err := ctrl.GetConfig()
 	if err != nil {
 		return fmt.Errorf("no cluster to run against: %w", err)
@@ -79,9 +84,6 @@ func (o *operatorFlags) run(cmd *cobra.Command) error {
 	config.QPS, config.Burst = o.qps, int(2*o.qps)
 	config.UserAgent = "theseus-operator/" + release
 	log.Info("operator", "release", release, "operandImage", o.OperandImage, "namespaces", strings.Join(o.namespaces, ","))
-	if o.Evidence, err = o.evidence.options(); err != nil {
-		return err
-	}
 	stop, err := startTracing(cmd.Context(), o.Name)
 	if err != nil {
 		return err

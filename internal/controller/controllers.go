@@ -55,10 +55,10 @@ type Options struct {
 	Evictions evictions.Options
 	// Stream watches an agent; nil means over the network.
 	Stream observer.Stream
-	// Evidence of condemned instances and the flight recorder; nil keeps none.
-	Evidence *Evidence
-	// Collector takes evidence; nil means as Evidence says.
-	Collector replacement.EvidenceCollector
+	// Keep says where evidence and the flight recorder's trails are kept; nil keeps none.
+	Keep *Keep
+	// Evidence of condemned instances is taken by; nil means by what Keep says.
+	Evidence replacement.EvidenceCollector
 }
 
 // Scheme knows Kubernetes' kinds and ours.
@@ -130,8 +130,8 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 	if err := mgr.Add(closer{watching}); err != nil {
 		return err
 	}
-	if opts.Collector == nil {
-		if opts.Collector, err = opts.collector(mgr, watching, recording); err != nil {
+	if opts.Evidence == nil {
+		if opts.Evidence, err = opts.collector(mgr, watching, recording); err != nil {
 			return err
 		}
 	}

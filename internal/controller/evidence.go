@@ -14,8 +14,8 @@ import (
 	"theseus.dev/theseus/internal/recorder"
 )
 
-// Evidence says where evidence is kept, and for how long.
-type Evidence struct {
+// Keep says where evidence is kept, and for how long.
+type Keep struct {
 	// Bucket of cases and trails.
 	Bucket evidence.Bucket
 	// Shared is true when all replicas write to the same bucket; false when each has its own.
@@ -31,29 +31,29 @@ const ownTrails = 1 << 30
 
 // record adds the flight recorder to the stream of statuses; nil without a bucket.
 func (o *Options) record(mgr ctrl.Manager) (*recorder.Recorder, error) {
-	if o.Evidence == nil {
+	if o.Keep == nil {
 		return nil, nil
 	}
 	log := mgr.GetLogger().WithName("recorder")
 	r := recorder.New(recorder.Options{
-		Trails: o.Evidence.Bucket.Trails(), Replica: o.Name, All: o.writesAll(mgr), Clock: o.Clock, Log: log, Every: o.Evidence.Every,
+		Trails: o.Keep.Bucket.Trails(), Replica: o.Name, All: o.writesAll(mgr), Clock: o.Clock, Log: log, Every: o.Keep.Every,
 	})
 	if err := mgr.Add(r); err != nil {
 		return nil, err
 	}
 	most := int64(0)
-	if !o.Evidence.Shared {
+	if !o.Keep.Shared {
 		most = ownTrails
 	}
 	return r, mgr.Add(&condemned.Janitor{
-		MostTrails: most, Bucket: o.Evidence.Bucket, KeepCases: o.Evidence.KeepCases, KeepTrails: o.Evidence.KeepTrails,
+		MostTrails: most, Bucket: o.Keep.Bucket, KeepCases: o.Keep.KeepCases, KeepTrails: o.Keep.KeepTrails,
 		May: o.writesAll(mgr), Clock: o.Clock, Log: log,
 	})
 }
 
 // writesAll says whether this replica is the one that writes, or has a bucket for itself.
 func (o *Options) writesAll(mgr ctrl.Manager) func() bool {
-	if !o.Evidence.Shared {
+	if !o.Keep.Shared {
 		return func() bool { return true }
 	}
 	return leading(mgr)
@@ -61,7 +61,7 @@ func (o *Options) writesAll(mgr ctrl.Manager) func() bool {
 
 // collector takes the evidence of condemned instances; it takes none without a bucket.
 func (o *Options) collector(mgr ctrl.Manager, watching *observer.Observer, r *recorder.Recorder) (replacement.EvidenceCollector, error) {
-	if o.Evidence == nil {
+	if o.Keep == nil {
 		return replacement.NoEvidence{}, nil
 	}
 	pods, err := corev1client.NewForConfigAndClient(mgr.GetConfig(), mgr.GetHTTPClient())
@@ -70,6 +70,6 @@ func (o *Options) collector(mgr ctrl.Manager, watching *observer.Observer, r *re
 	}
 	return &condemned.Collector{
 		Live: mgr.GetAPIReader(), Pods: pods, Observer: watching, Agents: condemned.Agents(o.Agents), Recorder: r,
-		Bucket: o.Evidence.Bucket, Clock: o.Clock, Log: mgr.GetLogger().WithName("evidence"),
+		Bucket: o.Keep.Bucket, Clock: o.Clock, Log: mgr.GetLogger().WithName("evidence"),
 	}, nil
 }
