@@ -137,8 +137,14 @@ func (f *fixture) waitSettled() {
 	})
 }
 
-// reparent asks for a planned reparent and waits for its outcome. A term that somebody else took is tried again.
+// reparent asks for a planned reparent and waits for its outcome.
 func (f *fixture) reparent(change func(*v1alpha1.ReparentSpec)) *v1alpha1.Reparent {
+	f.t.Helper()
+	return f.ended(f.ask(change))
+}
+
+// ask asks for a planned reparent. A term that somebody else took is tried again.
+func (f *fixture) ask(change func(*v1alpha1.ReparentSpec)) *v1alpha1.Reparent {
 	f.t.Helper()
 	for {
 		s := f.shard()
@@ -153,12 +159,25 @@ func (f *fixture) reparent(change func(*v1alpha1.ReparentSpec)) *v1alpha1.Repare
 			continue
 		}
 		require.NoError(f.t, err)
-		f.eventually("the reparent has an outcome", func(*v1alpha1.Shard) bool {
-			require.NoError(f.t, kit.Client.Get(f.ctx, client.ObjectKeyFromObject(r), r))
-			return r.Status.Outcome != ""
-		})
 		return r
 	}
+}
+
+// ended waits for the outcome of a reparent.
+func (f *fixture) ended(r *v1alpha1.Reparent) *v1alpha1.Reparent {
+	f.t.Helper()
+	f.eventually("the reparent has an outcome", func(*v1alpha1.Shard) bool {
+		r = f.reload(r)
+		return r.Status.Outcome != ""
+	})
+	return r
+}
+
+func (f *fixture) reload(r *v1alpha1.Reparent) *v1alpha1.Reparent {
+	f.t.Helper()
+	now := &v1alpha1.Reparent{}
+	require.NoError(f.t, kit.Client.Get(f.ctx, client.ObjectKeyFromObject(r), now))
+	return now
 }
 
 // nextTerm is above every term that was ever asked for: a refused reparent used up its own.
