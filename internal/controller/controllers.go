@@ -25,6 +25,7 @@ import (
 	"theseus.dev/theseus/internal/controller/certificates"
 	"theseus.dev/theseus/internal/controller/database"
 	"theseus.dev/theseus/internal/controller/evictions"
+	"theseus.dev/theseus/internal/controller/gateways"
 	"theseus.dev/theseus/internal/controller/observe"
 	"theseus.dev/theseus/internal/controller/reparent"
 	"theseus.dev/theseus/internal/controller/replacement"
@@ -141,7 +142,8 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 		Clock: opts.Clock, Log: mgr.GetLogger().WithName("reparent"), Name: opts.Name,
 	}
 	if !opts.NoEmergencies {
-		if err := mgr.Add(&reparent.Emergency{Runner: runner, Params: verdict.DefaultParams(), Leading: leading(mgr)}); err != nil {
+		lost := &gateways.Lost{Client: mgr.GetClient(), Clock: opts.Clock, Log: mgr.GetLogger().WithName("gateways")}
+		if err := mgr.Add(&reparent.Emergency{Runner: runner, Params: verdict.DefaultParams(), Leading: leading(mgr), Dead: lost.Dead}); err != nil {
 			return err
 		}
 	}

@@ -22,6 +22,8 @@ import (
 type Emergency struct {
 	Runner *Runner
 	Params verdict.Params
+	// Dead is told of every instance that is judged dead, again and again; nil for nobody. It must not block.
+	Dead func(ctx context.Context, instance types.NamespacedName)
 	// Leading reports whether this replica is the leader: what is not urgent is left to it.
 	Leading func() bool
 
@@ -126,6 +128,9 @@ func (e *Emergency) look(ctx context.Context, key types.NamespacedName) {
 		h.last = j.Verdict
 		verdicts.WithLabelValues(string(j.Verdict), string(j.Action)).Inc()
 		log.Info("verdict", "verdict", j.Verdict, "subject", j.Subject, "action", j.Action, "why", j.Why)
+	}
+	if e.Dead != nil && j.Subject != "" && (j.Verdict == verdict.PrimaryDead || j.Verdict == verdict.StandbyDead) {
+		e.Dead(ctx, types.NamespacedName{Namespace: key.Namespace, Name: j.Subject})
 	}
 	e.mu.Lock()
 	if j.Verdict == verdict.Healthy {
