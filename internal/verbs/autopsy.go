@@ -110,7 +110,7 @@ func (v *Autopsy) list(ctx context.Context) error {
 		if c.Missing > 0 {
 			held += fmt.Sprintf(", %d missing", c.Missing)
 		}
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", c.At.Format(time.RFC3339), parts[0], instance, s.Reason, s.Verdict, s.Node, held)
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%.60s\t%s\t%s\n", c.At.Format(time.RFC3339), parts[0], instance, s.Reason, verdictOf(s), s.Node, held)
 	}
 	var others []string
 	for _, w := range l.Trails {
@@ -147,6 +147,14 @@ func (v *Autopsy) report(ctx context.Context, f *Found, replacement *v1alpha1.Re
 	return out.String(), nil
 }
 
+// verdictOf is the verdict and why, as far as they are known.
+func verdictOf(s evidence.Subject) string {
+	if s.Verdict == "" {
+		return s.Why
+	}
+	return s.Verdict + following(": ", s.Why)
+}
+
 func describeCase(out *strings.Builder, f *Found) {
 	s := f.Manifest.Subject
 	line := func(name, value string) {
@@ -158,7 +166,7 @@ func describeCase(out *strings.Builder, f *Found) {
 	line("Pod", s.PodUID)
 	line("Node", strings.TrimSpace(s.Node+" "+s.Zone))
 	line("Reason", string(s.Reason))
-	line("Verdict", strings.TrimSpace(s.Verdict+following(": ", s.Why)))
+	line("Verdict", verdictOf(s))
 	line("Replaced", s.Replacement)
 	m := f.Manifest
 	how := "complete"
@@ -194,7 +202,7 @@ func (v *Autopsy) allOf(f *Found) []evidence.Entry {
 func (v *Autopsy) decisions(ctx context.Context, t *timeline, f *Found, replacement *v1alpha1.Replacement) {
 	if f.Manifest != nil {
 		s := f.Manifest.Subject
-		t.add(s.DecidedAt, "condemned", "%s%s", s.Reason, following(" by the verdict ", strings.TrimSpace(s.Verdict+following(": ", s.Why))))
+		t.add(s.DecidedAt, "condemned", "%s%s", s.Reason, following(": ", verdictOf(s)))
 	}
 	var reparents []v1alpha1.Reparent
 	load(f, "reparents.json", &reparents)
