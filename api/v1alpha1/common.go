@@ -12,6 +12,11 @@ const (
 	LabelComponent = "theseus.dev/component"
 	// LabelRole is RolePrimary or RoleStandby on instances; it follows the truth and is never its source.
 	LabelRole = "theseus.dev/role"
+	// LabelReplacement is the Replacement something was made for: a surge's Pod and claim, a Reparent.
+	LabelReplacement = "theseus.dev/replacement"
+	// LabelSettled is on the Pods that keep others of their shard off their node: all but a surge that has no node yet,
+	// which may take the place of the instance it replaces.
+	LabelSettled = "theseus.dev/settled"
 
 	// ComponentInstance marks the Pods of PostgreSQL servers.
 	ComponentInstance = "instance"

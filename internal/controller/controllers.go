@@ -30,7 +30,9 @@ import (
 	"theseus.dev/theseus/internal/controller/reparent"
 	"theseus.dev/theseus/internal/controller/replacement"
 	"theseus.dev/theseus/internal/controller/shard"
+	"theseus.dev/theseus/internal/ledger"
 	"theseus.dev/theseus/internal/observer"
+	replacementrules "theseus.dev/theseus/internal/replacement"
 	"theseus.dev/theseus/internal/verdict"
 )
 
@@ -50,6 +52,11 @@ type Options struct {
 	NoEmergencies bool
 	// Params of the shard controller; zero means the defaults.
 	Params shard.Params
+	// Timeouts of replacements and Limits of the ledger; zero fields are the defaults.
+	Timeouts replacementrules.Timeouts
+	Limits   ledger.Limits
+	// Evidence of condemned instances is taken by; nil takes none.
+	Evidence replacement.EvidenceCollector
 	// Agents calls agents; nil means over the network with certificates of the database. Tests replace it.
 	Agents shard.Agents
 	// Evictions is the webhook that hears of drains. Without a namespace it is not served.
@@ -158,6 +165,10 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 			Client: mgr.GetClient(), Observer: watching, Agents: opts.Agents, Recorder: recorder,
 			Clock: opts.Clock, Params: opts.Params, ClusterDomain: opts.ClusterDomain,
 		}).SetupWithManager,
+		"replacement": (&replacement.Reconciler{
+			Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Observer: watching, Recorder: recorder, Clock: opts.Clock,
+			Params: opts.Params, Timeouts: opts.Timeouts, Limits: opts.Limits, Evidence: opts.Evidence,
+		}).SetupWithManager,
 	} {
 		if err := setup(mgr, opts.Workers); err != nil {
 			return fmt.Errorf("controller %s: %w", name, err)
@@ -180,6 +191,15 @@ func leading(mgr ctrl.Manager) func() bool {
 
 // index adds the indexes of the cache that controllers list by.
 func index(ctx context.Context, mgr ctrl.Manager) error {
+	if err := mgr.GetFieldIndexer().IndexField(ctx, &v1alpha1.Replacement{}, shard.IndexReplacementShard, func(o client.Object) []string {
+		rp, ok := o.(*v1alpha1.Replacement)
+		if !ok {
+			return nil
+		}
+		return []string{rp.Spec.Shard}
+	}); err != nil {
+		return err
+	}
 	return mgr.GetFieldIndexer().IndexField(ctx, &v1alpha1.Reparent{}, shard.IndexReparentShard, func(o client.Object) []string {
 		rp, ok := o.(*v1alpha1.Reparent)
 		if !ok {

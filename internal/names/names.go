@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strconv"
+	"strings"
 )
 
 // Shard is the name of the Shard with that index.
@@ -41,6 +42,16 @@ func Gateway(shard string) string { return shard + "-gateway" }
 
 // Reparent is the Reparent that opens a term of a Shard. Creating it is taking the lock for that term.
 func Reparent(shard string, term uint64) string { return fmt.Sprintf("%s-%d", shard, term) }
+
+// Replacement is the Replacement that an instance and a reason have in common, so that asking twice is asking once; n counts
+// those before it that ended and left the instance, from 0.
+func Replacement(instance, reason string, n int) string {
+	name := instance + "-" + strings.ToLower(reason)
+	if n > 0 {
+		name += "-" + strconv.Itoa(n+1)
+	}
+	return name
+}
 
 // alphabet leaves out vowels, so that no word comes out, and what is read wrongly (0/o, 1/l), as Kubernetes does.
 const alphabet = "bcdfghjkmnpqrstvwxz2456789"

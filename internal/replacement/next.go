@@ -103,12 +103,7 @@ func (m *machine) late() bool { return !m.o.Now.Before(m.deadline()) }
 // do takes an action and looks again at the deadline of the phase.
 func (m *machine) do(a Action, waiting string, args ...any) Decision {
 	d := Decision{Status: m.s, Action: a, Waiting: fmt.Sprintf(waiting, args...), Recheck: m.deadline()}
-	switch {
-	case m.s.Phase == RollingBack:
-		d.Leaving = m.s.Successor
-	case m.s.StopBegun || m.s.Phase == Reparenting || m.s.Phase == Swapping || m.s.Phase == Retiring:
-		d.Leaving = m.o.Request.Instance
-	}
+	d.Leaving = m.s.Leaving(m.o.Request.Instance)
 	if !m.s.EvidenceAt.IsZero() && !m.s.EvidenceDone {
 		d.Evidence = true
 		d.Recheck = earlier(d.Recheck, m.s.EvidenceAt.Add(m.t.Evidence))

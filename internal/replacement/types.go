@@ -104,6 +104,20 @@ type Status struct {
 	FinishedAt time.Time
 }
 
+// Leaving names whom the cohort should go on without: the instance that goes, or a surge that is rolled back; empty while
+// nobody leaves yet.
+func (s Status) Leaving(target string) string {
+	switch {
+	case s.Phase.Finished():
+		return ""
+	case s.Phase == RollingBack:
+		return s.Successor
+	case s.StopBegun || s.Phase == Reparenting || s.Phase == Swapping || s.Phase == Retiring:
+		return target
+	}
+	return ""
+}
+
 // Instance is one instance as observed.
 type Instance struct {
 	Name string

@@ -64,10 +64,15 @@ func (e *Emergency) observed(ctx context.Context, sh *v1alpha1.Shard, h *history
 	for i := range pods.Items {
 		byName[pods.Items[i].Name] = &pods.Items[i]
 	}
+	leaving, err := shard.Leaving(ctx, e.Runner.Client, client.ObjectKeyFromObject(sh))
+	if err != nil {
+		return verdict.Observed{}, err
+	}
 	o := verdict.Observed{Record: shard.RecordOf(sh)}
 	seen := map[string]bool{}
 	for name, ob := range e.Runner.Observer.Observations(client.ObjectKeyFromObject(sh)) {
 		i := h.instance(name, &ob, now)
+		i.Leaving = leaving[name]
 		e.fromKubernetes(ctx, &i, byName[name], h, now)
 		o.Instances = append(o.Instances, i)
 		seen[name] = true
@@ -80,7 +85,6 @@ func (e *Emergency) observed(ctx context.Context, sh *v1alpha1.Shard, h *history
 			o.Instances = append(o.Instances, i)
 		}
 	}
-	var err error
 	o.Reparent, err = e.inFlight(ctx, sh, h, now)
 	return o, err
 }
@@ -171,7 +175,6 @@ func (e *Emergency) fromKubernetes(ctx context.Context, i *verdict.Instance, pod
 		return
 	}
 	delete(h.podGoneSince, i.Name)
-	_, i.Leaving = pod.Annotations[shard.AnnotationRetiring]
 	if pod.Spec.NodeName == "" {
 		return
 	}

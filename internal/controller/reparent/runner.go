@@ -174,12 +174,16 @@ func (r *Runner) instances(ctx context.Context, sh *v1alpha1.Shard) ([]reparent.
 	}); err != nil {
 		return nil, err
 	}
+	leaving, err := shard.Leaving(ctx, r.Client, client.ObjectKeyFromObject(sh))
+	if err != nil {
+		return nil, err
+	}
 	now := r.Clock.Now()
 	var out []reparent.Instance
 	for name, o := range r.Observer.Observations(client.ObjectKeyFromObject(sh)) {
 		i := reparent.Instance{
 			Name: name, Zone: o.Status.GetZone(), Term: o.Status.GetTerm(), Diverged: o.Status.GetDiverged(),
-			Reachable: o.Connected && now.Sub(o.ReceivedAt) < reachableAge, Current: true,
+			Reachable: o.Connected && now.Sub(o.ReceivedAt) < reachableAge, Current: true, Leaving: leaving[name],
 		}
 		if flushed, replayed := o.Status.GetFlushed().GetLsn(), o.Status.GetReplayedLsn(); o.Status.GetRole() == agentpb.Role_STANDBY && flushed > replayed {
 			i.ReplayLag = flushed - replayed
@@ -200,7 +204,6 @@ func (r *Runner) fromPod(ctx context.Context, sh *v1alpha1.Shard, i *reparent.In
 		if !p.DeletionTimestamp.IsZero() {
 			i.Unfit = "its Pod is being deleted"
 		}
-		_, i.Leaving = p.Annotations[shard.AnnotationRetiring]
 		i.TimeLeft = max(sh.Spec.Template.Lifetime.MaxAge.Duration-r.Clock.Since(p.CreationTimestamp.Time), 0)
 		for _, c := range p.Spec.Containers {
 			i.Current = i.Current && c.Image == sh.Spec.Image

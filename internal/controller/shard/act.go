@@ -11,7 +11,6 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/agentapi"
@@ -61,6 +60,11 @@ func (r *Reconciler) actOne(ctx context.Context, shard *v1alpha1.Shard, s *State
 		return r.deleteClaim(ctx, shard, a)
 	case SetRole:
 		return r.setRole(ctx, shard, a)
+	case Settle:
+		return r.settle(ctx, shard, a)
+	case Condemn:
+		_, err := CondemnInstance(ctx, r.Client, r.Recorder, r.Clock, shard, a.Instance, a.Why)
+		return err
 	case Store:
 		return r.store(ctx, shard, a)
 	}
@@ -79,12 +83,8 @@ func (r *Reconciler) createInstance(ctx context.Context, shard *v1alpha1.Shard, 
 		}
 		name = names.Instance(shard.Name, r.Draw)
 	}
-	claim := newClaim(shard, name)
-	if err := controllerutil.SetControllerReference(shard, claim, r.Client.Scheme()); err != nil {
-		return err
-	}
 	// A name that was taken by something we do not see fails here, before anything runs.
-	if err := r.Client.Create(ctx, claim); err != nil {
+	if err := createClaim(ctx, r.Client, shard, newClaim(shard, name)); err != nil {
 		return err
 	}
 	m.expected[name] = s.Now
@@ -92,18 +92,22 @@ func (r *Reconciler) createInstance(ctx context.Context, shard *v1alpha1.Shard, 
 }
 
 func (r *Reconciler) createPod(ctx context.Context, shard *v1alpha1.Shard, name, reason, why string) error {
-	pod := newPod(shard, name)
-	if err := controllerutil.SetControllerReference(shard, pod, r.Client.Scheme()); err != nil {
-		return err
-	}
-	err := r.Client.Create(ctx, pod)
-	if apierrors.IsAlreadyExists(err) {
-		return nil // made by the reconcile before this one; the cache does not show it yet
-	}
-	if err == nil {
+	made, err := createPod(ctx, r.Client, shard, newPod(shard, name, nil))
+	if made {
 		r.event(shard, corev1.EventTypeNormal, reason, string(CreateInstance), "Instance %s: %s", name, why)
 	}
 	return err
+}
+
+// settle has the Pod of a surge keep others of the shard off its node, now that it has one.
+func (r *Reconciler) settle(ctx context.Context, shard *v1alpha1.Shard, a *Action) error {
+	pod := &corev1.Pod{}
+	if err := r.Client.Get(ctx, types.NamespacedName{Namespace: shard.Namespace, Name: a.Instance}, pod); err != nil {
+		return client.IgnoreNotFound(err)
+	}
+	patch := client.MergeFrom(pod.DeepCopy())
+	pod.Labels[v1alpha1.LabelSettled] = "true"
+	return client.IgnoreNotFound(r.Client.Patch(ctx, pod, patch))
 }
 
 func (r *Reconciler) deletePod(ctx context.Context, shard *v1alpha1.Shard, s *State, a *Action) error {

@@ -29,8 +29,11 @@ import (
 	"theseus.dev/theseus/internal/observer"
 )
 
-// IndexReparentShard indexes Reparents by the name of their shard.
-const IndexReparentShard = "spec.shard"
+// IndexReparentShard and IndexReplacementShard index Reparents and Replacements by the name of their shard.
+const (
+	IndexReparentShard    = "spec.shard"
+	IndexReplacementShard = "spec.shard"
+)
 
 // Agents calls the agent at an endpoint of a shard. The caller closes the connection; contexts bound the calls.
 type Agents func(ctx context.Context, shard types.NamespacedName, endpoint *agentpb.Endpoint) (c agentpb.AgentClient, closeConn func(), err error)
@@ -45,6 +48,9 @@ type Reconciler struct {
 	Params   Params
 	// ClusterDomain for certificates, such as "cluster.local"; may be empty.
 	ClusterDomain string
+	// Suspects are the instances of a shard that a verdict speaks against, with the reason: they do not belong into the
+	// cohort. Nil is none.
+	Suspects func(types.NamespacedName) map[string]string
 	// Draw is the randomness of names: a number in [0, n).
 	Draw func(n int) int
 
@@ -65,17 +71,24 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 		For(&v1alpha1.Shard{}).
 		Owns(&corev1.Pod{}).Owns(&corev1.PersistentVolumeClaim{}).Owns(&corev1.Secret{}).Owns(&corev1.Service{}).
 		Owns(&policyv1.PodDisruptionBudget{}).Owns(&appsv1.Deployment{}).
-		Watches(&v1alpha1.Reparent{}, handler.EnqueueRequestsFromMapFunc(func(_ context.Context, o client.Object) []reconcile.Request {
-			rp, ok := o.(*v1alpha1.Reparent)
-			if !ok {
-				return nil
-			}
-			return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: rp.Namespace, Name: rp.Spec.Shard}}}
-		})).
+		Watches(&v1alpha1.Reparent{}, handler.EnqueueRequestsFromMapFunc(shardOf)).
+		Watches(&v1alpha1.Replacement{}, handler.EnqueueRequestsFromMapFunc(shardOf)).
 		Watches(&corev1.Secret{}, handler.EnqueueRequestsFromMapFunc(r.shardsOfAuthority)).
 		WatchesRawSource(source.Func(r.watchObserver)).
 		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
 		Complete(r)
+}
+
+// shardOf is the shard a Reparent or a Replacement is about.
+func shardOf(_ context.Context, o client.Object) []reconcile.Request {
+	name := ""
+	switch o := o.(type) {
+	case *v1alpha1.Reparent:
+		name = o.Spec.Shard
+	case *v1alpha1.Replacement:
+		name = o.Spec.Shard
+	}
+	return []reconcile.Request{{NamespacedName: types.NamespacedName{Namespace: o.GetNamespace(), Name: name}}}
 }
 
 // Init prepares the reconciler; base is the context of everything it runs in the background. SetupWithManager calls it.

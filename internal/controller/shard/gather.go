@@ -17,11 +17,8 @@ import (
 	"theseus.dev/theseus/internal/agentapi/agentpb"
 	"theseus.dev/theseus/internal/names"
 	"theseus.dev/theseus/internal/observer"
+	"theseus.dev/theseus/internal/replacement"
 )
-
-// AnnotationRetiring is set on the Pod of an instance that is being replaced; it then no longer counts, and its
-// successor is made. Its value names the Replacement.
-const AnnotationRetiring = "theseus.dev/retiring"
 
 // memory is what is remembered of a shard between reconciles: since when something has lasted. Losing it (a restart)
 // makes the operator wait that long again.
@@ -58,15 +55,14 @@ func (r *Reconciler) gather(ctx context.Context, shard *v1alpha1.Shard, m *memor
 		Now: now, Wanted: int(shard.Spec.Template.Instances),
 		Bootstrap: shard.Status.Bootstrap.DeepCopy(), Record: RecordOf(shard),
 	}
-	byName, err := r.gatherObjects(ctx, shard, now)
+	byName, err := gatherObjects(ctx, r.Client, r.Client, shard, now)
 	if err != nil {
 		return nil, err
 	}
 	key := client.ObjectKeyFromObject(shard)
-	for name, o := range r.Observer.Observations(key) {
-		if it := byName[name]; it != nil && it.UID == o.UID {
-			it.heard(o, now)
-		}
+	hear(byName, r.Observer, key, now)
+	if err := r.gatherReplacements(ctx, shard, s); err != nil {
+		return nil, err
 	}
 	for name, at := range m.expected {
 		it := byName[name]
@@ -81,6 +77,7 @@ func (r *Reconciler) gather(ctx context.Context, shard *v1alpha1.Shard, m *memor
 	}
 	for _, it := range byName {
 		it.Busy, it.Told = r.tasks.busy(key, it.Name, now.Add(-it.HeardAgo)), r.tasks.toldAddress(key, it.Name)
+		s.leaves(it)
 		s.Instances = append(s.Instances, *it)
 	}
 	slices.SortFunc(s.Instances, func(a, b Instance) int {
@@ -107,13 +104,23 @@ func (r *Reconciler) noGateway(ctx context.Context, shard *v1alpha1.Shard) (bool
 	return err != nil || d.Status.AvailableReplicas == 0, client.IgnoreNotFound(err)
 }
 
-func (r *Reconciler) gatherObjects(ctx context.Context, shard *v1alpha1.Shard, now time.Time) (map[string]*Instance, error) {
+// hear adds what the agents said.
+func hear(byName map[string]*Instance, o *observer.Observer, shard types.NamespacedName, now time.Time) {
+	for name, ob := range o.Observations(shard) {
+		if it := byName[name]; it != nil && it.UID == ob.UID {
+			it.heard(ob, now)
+		}
+	}
+}
+
+// gatherObjects reads Pods and claims with read, and nodes, which are only looked at, with nodes.
+func gatherObjects(ctx context.Context, read, nodes client.Reader, shard *v1alpha1.Shard, now time.Time) (map[string]*Instance, error) {
 	selector := client.MatchingLabels(instanceSelector(shard.Name))
 	pods, claims := &corev1.PodList{}, &corev1.PersistentVolumeClaimList{}
-	if err := r.Client.List(ctx, pods, client.InNamespace(shard.Namespace), selector); err != nil {
+	if err := read.List(ctx, pods, client.InNamespace(shard.Namespace), selector); err != nil {
 		return nil, err
 	}
-	if err := r.Client.List(ctx, claims, client.InNamespace(shard.Namespace), selector); err != nil {
+	if err := read.List(ctx, claims, client.InNamespace(shard.Namespace), selector); err != nil {
 		return nil, err
 	}
 	byName := map[string]*Instance{}
@@ -125,6 +132,10 @@ func (r *Reconciler) gatherObjects(ctx context.Context, shard *v1alpha1.Shard, n
 		}
 		byName[c.Name] = &Instance{
 			Name: c.Name, CreatedAt: c.CreationTimestamp.Time, HasClaim: true, ClaimTerminating: !c.DeletionTimestamp.IsZero(),
+			Surge: c.Labels[v1alpha1.LabelReplacement],
+		}
+		if c.Status.Phase == corev1.ClaimLost {
+			byName[c.Name].Broken = "its volume is lost"
 		}
 		bound[c.Name] = c.Status.Phase == corev1.ClaimBound
 	}
@@ -140,11 +151,95 @@ func (r *Reconciler) gatherObjects(ctx context.Context, shard *v1alpha1.Shard, n
 		}
 		it.pod(p, bound[p.Name], now)
 		node := &corev1.Node{}
-		if p.Spec.NodeName != "" && r.Client.Get(ctx, types.NamespacedName{Name: p.Spec.NodeName}, node) == nil {
-			it.Zone = nodeZone(node)
+		if p.Spec.NodeName == "" {
+			continue
+		}
+		if err := nodes.Get(ctx, types.NamespacedName{Name: p.Spec.NodeName}, node); err == nil {
+			it.Zone, it.NodeNotReadyFor = nodeZone(node), notReadyFor(node, now)
 		}
 	}
 	return byName, nil
+}
+
+// notReadyFor is how long a node has not been ready; 0 while it is.
+func notReadyFor(node *corev1.Node, now time.Time) time.Duration {
+	for _, c := range node.Status.Conditions {
+		if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
+			return max(now.Sub(c.LastTransitionTime.Time), time.Millisecond)
+		}
+	}
+	return 0
+}
+
+// gatherReplacements reads the shard's replacements.
+func (r *Reconciler) gatherReplacements(ctx context.Context, shard *v1alpha1.Shard, s *State) error {
+	list := &v1alpha1.ReplacementList{}
+	if err := r.Client.List(ctx, list, client.InNamespace(shard.Namespace), client.MatchingFields{IndexReplacementShard: shard.Name}); err != nil {
+		return err
+	}
+	s.Replacements = UnderWay(list.Items)
+	for i := range list.Items {
+		if st := &list.Items[i].Status; replacement.Phase(st.Phase) == replacement.Failed && st.FinishedAt != nil && st.FinishedAt.After(s.LastFailed) {
+			s.LastFailed = st.FinishedAt.Time
+		}
+	}
+	if r.Suspects != nil {
+		s.suspects = r.Suspects(client.ObjectKeyFromObject(shard))
+	}
+	return nil
+}
+
+// UnderWay are the replacements that have not ended.
+func UnderWay(list []v1alpha1.Replacement) []Replacement {
+	var out []Replacement
+	for i := range list {
+		rp := &list[i]
+		st := replacement.FromObject(rp.Status)
+		if st.Phase.Finished() {
+			continue
+		}
+		u := Replacement{
+			Name: rp.Name, Instance: rp.Spec.Instance, Successor: st.Successor, Reason: rp.Spec.Reason,
+			Admitted: !st.AdmittedAt.IsZero(), Leaving: st.Leaving(rp.Spec.Instance),
+		}
+		switch {
+		case u.Leaving != "" && u.Leaving == u.Successor && st.Undo == replacement.Failed:
+			u.Unfit = "the replacement it was made for gave it up: " + st.Message
+		case rp.Spec.Reason == v1alpha1.ReasonCondemned:
+			u.Leaving, u.Unfit = cmp.Or(u.Leaving, u.Instance), "it is condemned"
+		}
+		out = append(out, u)
+	}
+	return out
+}
+
+// Leaving are the instances of the shard that are to be replaced, or are surges that are taken back: not whom to promote.
+func Leaving(ctx context.Context, c client.Reader, shard types.NamespacedName) (map[string]bool, error) {
+	list := &v1alpha1.ReplacementList{}
+	if err := c.List(ctx, list, client.InNamespace(shard.Namespace), client.MatchingFields{IndexReplacementShard: shard.Name}); err != nil {
+		return nil, err
+	}
+	out := map[string]bool{}
+	for _, r := range UnderWay(list.Items) {
+		out[r.Instance] = true
+		if r.Leaving != "" {
+			out[r.Leaving] = true
+		}
+	}
+	return out, nil
+}
+
+// leaves marks an instance that a replacement takes away, or that a verdict speaks against.
+func (s *State) leaves(it *Instance) {
+	it.Unfit = s.suspects[it.Name]
+	for _, r := range s.Replacements {
+		if r.Leaving == it.Name {
+			it.Retiring, it.Unfit = true, cmp.Or(r.Unfit, it.Unfit)
+		}
+	}
+	if it.Surge != "" && !slices.ContainsFunc(s.Replacements, func(r Replacement) bool { return r.Name == it.Surge }) {
+		it.Surge = ""
+	}
 }
 
 // pod fills in what is known from the Pod.
@@ -153,14 +248,17 @@ func (it *Instance) pod(p *corev1.Pod, bound bool, now time.Time) {
 	it.Role = p.Labels[v1alpha1.LabelRole]
 	it.Failed = p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded
 	it.PodMessage = waitingMessage(p)
-	_, it.Retiring = p.Annotations[AnnotationRetiring]
+	it.Surge = cmp.Or(it.Surge, p.Labels[v1alpha1.LabelReplacement])
+	_, it.Settled = p.Labels[v1alpha1.LabelSettled]
+	it.Broken = cmp.Or(it.Broken, broken(p, now))
 	if it.Terminating = !p.DeletionTimestamp.IsZero(); it.Terminating {
 		// The deletion timestamp already includes the grace.
 		it.StuckFor = max(now.Sub(p.DeletionTimestamp.Time), 0)
 	}
-	it.stranded = bound && p.Spec.NodeName == "" && slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+	it.Unschedulable = p.Spec.NodeName == "" && slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
 		return c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse
 	})
+	it.stranded = bound && it.Unschedulable
 }
 
 // heard fills in what its agent said.

@@ -37,7 +37,7 @@ func aShard() *v1alpha1.Shard {
 }
 
 func TestThePodOfAnInstance(t *testing.T) {
-	pod := newPod(aShard(), "db-0-bcdfg")
+	pod := newPod(aShard(), "db-0-bcdfg", nil)
 	c := pod.Spec.Containers[0]
 	env := map[string]corev1.EnvVar{}
 	for _, e := range c.Env {
@@ -60,7 +60,7 @@ func TestThePodOfAnInstance(t *testing.T) {
 	sh := aShard()
 	sh.Spec.Template.Scheduling.AllowSharedNodes = true
 	sh.Spec.Template.Resources = corev1.ResourceRequirements{}
-	pod = newPod(sh, "x")
+	pod = newPod(sh, "x", nil)
 	require.Empty(t, pod.Spec.Affinity.PodAntiAffinity.RequiredDuringSchedulingIgnoredDuringExecution)
 	for _, e := range pod.Spec.Containers[0].Env {
 		require.NotEqual(t, "THESEUS_MEMORY_LIMIT", e.Name, "without a limit it would be the node's memory")

@@ -24,6 +24,10 @@ const (
 	DeletePod Verb = "DeletePod"
 	// DeleteClaim deletes the claim, and with it the volume.
 	DeleteClaim Verb = "DeleteClaim"
+	// Condemn asks for the replacement of the instance.
+	Condemn Verb = "Condemn"
+	// Settle has the instance keep others of the shard off its node.
+	Settle Verb = "Settle"
 	// SetRole writes the role label on the Pod; an empty Role removes it.
 	SetRole Verb = "SetRole"
 	// Store writes Record and Bootstrap, by compare-and-swap against those observed.
@@ -68,6 +72,7 @@ func Plan(s *State, p Params) []Action {
 	actions = append(actions, planFollowers(s, p)...)
 	actions = append(actions, planInstances(s, p)...)
 	actions = append(actions, planRoles(s, p)...)
+	actions = append(actions, planSettled(s)...)
 	return actions
 }
 
@@ -241,6 +246,8 @@ func observe(s *State, p Params) cohort.Observed {
 func standby(primary, it *Instance) cohort.Standby {
 	st := cohort.Standby{Name: it.Name, Term: it.Status.GetTerm(), Streaming: streaming(primary, it.Name), Leaving: it.Retiring}
 	switch {
+	case it.Unfit != "":
+		st.Unfit = it.Unfit
 	case it.gone() || it.Failed:
 		st.Unfit = "its Pod is gone"
 	case it.Terminating || it.ClaimTerminating:

@@ -87,10 +87,104 @@ func seedSource(s *State, p Params, primary *Instance, not string) string {
 	return primary.Name
 }
 
-// planInstances makes instances that are missing and removes what is left of those that are not needed.
+// planInstances makes the instances that are missing and removes what is left of those that are not needed. What is broken
+// is replaced, by a Replacement; only while the shard has never been let to its clients it is simply made again.
 func planInstances(s *State, p Params) []Action {
+	if s.Bootstrap == nil || !s.Bootstrap.Done {
+		return planFirstInstances(s, p)
+	}
 	var actions []Action
+	var broken []*Instance
+	have := s.places()
+	for i := range s.Instances {
+		switch it := &s.Instances[i]; {
+		case s.replaced(it):
+			if a := planRestart(s, p, it); a != nil {
+				actions = append(actions, *a)
+			}
+		case it.counts(p):
+			have++
+		default:
+			broken = append(broken, it)
+		}
+	}
+	// Without a primary there is nothing to seed from: what is missing then is not another empty instance.
 	writable := s.established(p) != nil
+	for _, it := range broken {
+		needed := have < s.Wanted
+		if a := planBroken(s, p, it, needed && writable); a != nil {
+			actions = append(actions, *a)
+		}
+		if needed {
+			have++
+		}
+	}
+	if writable {
+		for range s.Wanted - have {
+			actions = append(actions, Action{Verb: CreateInstance, Why: fmt.Sprintf("%d of %d instances are there", have, s.Wanted)})
+		}
+	}
+	if have > s.Wanted {
+		actions = append(actions, planSurplus(s, p, have-s.Wanted)...)
+	}
+	return actions
+}
+
+// planBroken has an instance replaced that is one of those the spec asks for, and removes one that is not.
+func planBroken(s *State, p Params, it *Instance, replace bool) *Action {
+	if a := planRestart(s, p, it); a != nil {
+		return a
+	}
+	if !replace {
+		return planLeftover(s, p, it)
+	}
+	return &Action{Verb: Condemn, Instance: it.Name, Why: it.broken(p)}
+}
+
+// broken says what is wrong with an instance that does not count.
+func (i *Instance) broken(p Params) string {
+	switch {
+	case i.gone():
+		return "its Pod is gone"
+	case i.Failed:
+		return "its Pod has ended: " + i.PodMessage
+	case i.Terminating:
+		return "its Pod is being deleted"
+	case i.ClaimTerminating:
+		return "its claim was deleted"
+	case i.StrandedFor >= p.LostAfter:
+		return "its Pod cannot run where its volume is: " + i.PodMessage
+	}
+	return fmt.Sprintf("it has been out of reach for %v: %s", i.FailingFor.Round(time.Second), i.LastError)
+}
+
+// planRestart starts an instance again on the volume it has, when without it nobody could serve.
+func planRestart(s *State, p Params, it *Instance) *Action {
+	named := slices.Contains(s.Record.Names(), it.Name)
+	primary := s.established(p)
+	c, _ := s.Record.Latest()
+	switch {
+	case it.Terminating && it.StuckFor >= p.StuckAfter && s.NoPrimaryFor >= p.RestartAfter && named:
+		return stuck(it)
+	case !it.gone() || it.ClaimTerminating || !named:
+		return nil
+	case primary == nil && (s.Wanted == 1 || s.NoPrimaryFor >= p.RestartAfter) && !s.Reparenting:
+		return &Action{Verb: RestartInstance, Instance: it.Name, Why: "there is no primary and its volume may be needed"}
+	case primary != nil && c.Has(it.Name) && s.CannotCommitFor >= p.CannotCommitAfter:
+		return &Action{Verb: RestartInstance, Instance: it.Name, Why: "the primary cannot commit without it"}
+	}
+	return nil
+}
+
+// stuck removes a Pod by force. That is safe where it is done: what might still run there is out of the cohort, or there is
+// no other way to start the volume again. An instance is held back by its term, never by its Pod being gone.
+func stuck(it *Instance) *Action {
+	return &Action{Verb: DeletePod, Instance: it.Name, Force: true, Why: fmt.Sprintf("its Pod has been terminating for %s past its grace", it.StuckFor.Round(time.Second))}
+}
+
+// planFirstInstances makes the instances of a shard that has not been let to clients: whatever is lost is made again.
+func planFirstInstances(s *State, p Params) []Action {
+	var actions []Action
 	have := 0
 	for i := range s.Instances {
 		it := &s.Instances[i]
@@ -98,80 +192,49 @@ func planInstances(s *State, p Params) []Action {
 			have++
 			continue
 		}
-		a := planLeftover(s, p, it)
-		if a == nil {
-			continue
-		}
-		actions = append(actions, *a)
-		if a.Verb == RestartInstance {
+		chosen := s.Bootstrap != nil && s.Bootstrap.Instance == it.Name || slices.Contains(s.Record.Names(), it.Name)
+		switch {
+		case it.gone() && !it.ClaimTerminating && (s.Bootstrap == nil || chosen):
 			have++
+			actions = append(actions, Action{Verb: RestartInstance, Instance: it.Name, Why: "its Pod is missing"})
+		case it.gone() && s.Bootstrap != nil && !chosen:
+			actions = append(actions, Action{Verb: DeleteClaim, Instance: it.Name, Why: "its Pod is gone and the shard was not established yet"})
+		case it.Failed && !it.Terminating:
+			actions = append(actions, Action{Verb: DeletePod, Instance: it.Name, Why: "its Pod has ended: " + it.PodMessage})
+		case it.Terminating && it.StuckFor >= p.StuckAfter && chosen:
+			actions = append(actions, *stuck(it))
 		}
 	}
-	// Without a primary there is nothing to seed from: what is missing then is not another empty instance.
-	if s.Bootstrap == nil || !s.Bootstrap.Done || writable {
-		for range s.Wanted + s.Surge - have {
-			actions = append(actions, Action{Verb: CreateInstance, Why: fmt.Sprintf("%d of %d instances are there", have, s.Wanted+s.Surge)})
-		}
-	}
-	if have > s.Wanted+s.Surge {
-		actions = append(actions, planSurplus(s, p, have-s.Wanted-s.Surge)...)
+	for range s.Wanted - have {
+		actions = append(actions, Action{Verb: CreateInstance, Why: fmt.Sprintf("%d of %d instances are there", have, s.Wanted)})
 	}
 	return actions
 }
 
-// planLeftover decides about an instance that does not count: its Pod is gone, leaving or out of reach.
+// planLeftover removes what is left of an instance that nobody needs: a replacement that ended left it, or the spec asks for
+// fewer. Its volume goes when it is certain that nothing acknowledged depends on it.
 func planLeftover(s *State, p Params, it *Instance) *Action {
-	named := slices.Contains(s.Record.Names(), it.Name) || s.Bootstrap != nil && !s.Bootstrap.Done && s.Bootstrap.Instance == it.Name
-	spare := !named && s.redundant(p)
+	if slices.Contains(s.Record.Names(), it.Name) || !s.redundant(p) {
+		return nil
+	}
 	switch {
 	case it.gone():
-		return planGone(s, p, it, named, spare)
-	case it.Failed && !it.Terminating:
-		return &Action{Verb: DeletePod, Instance: it.Name, Why: "its Pod has ended: " + it.PodMessage}
-	case it.Terminating && it.StuckFor >= p.StuckAfter && (spare || s.NoPrimaryFor >= p.RestartAfter && named):
-		// Forced deletion is safe: what might still run there is out of the cohort, or there is no other way to
-		// start the volume again. An instance is held back by its term, never by its Pod being gone.
-		return &Action{Verb: DeletePod, Instance: it.Name, Force: true, Why: fmt.Sprintf("its Pod has been terminating for %s past its grace", it.StuckFor.Round(time.Second))}
-	case it.Terminating || it.Retiring:
-		return nil
-	case it.ClaimTerminating && spare:
-		return &Action{Verb: DeletePod, Instance: it.Name, Why: "its claim was deleted"}
-	case it.lost(p) && spare:
-		return &Action{Verb: DeletePod, Instance: it.Name, Force: true, Why: "it has been out of reach: " + it.LastError}
-	}
-	return nil
-}
-
-// planGone decides about a volume whose Pod is not there: start it again when it may be needed, delete it when it is
-// certain that it is not.
-func planGone(s *State, p Params, it *Instance, named, spare bool) *Action {
-	restart := func(why string) *Action {
-		if it.ClaimTerminating {
-			return nil
-		}
-		return &Action{Verb: RestartInstance, Instance: it.Name, Why: why}
-	}
-	primary := s.established(p)
-	c, _ := s.Record.Latest()
-	switch {
-	case s.Bootstrap == nil:
-		return restart("its Pod is missing")
-	case !s.Bootstrap.Done && !named:
-		return &Action{Verb: DeleteClaim, Instance: it.Name, Why: "its Pod is gone and the shard was not established yet"}
-	case named && primary == nil && (s.Wanted == 1 || !s.Bootstrap.Done || s.NoPrimaryFor >= p.RestartAfter) && !s.Reparenting:
-		return restart("there is no primary and its volume may be needed")
-	case named && primary != nil && c.Has(it.Name) && s.CannotCommitFor >= p.CannotCommitAfter:
-		return restart("the primary cannot commit without it")
-	case spare:
 		return &Action{Verb: DeleteClaim, Instance: it.Name, Why: "its Pod is gone and the shard is redundant without it"}
+	case it.Terminating && it.StuckFor >= p.StuckAfter:
+		return stuck(it)
+	case it.Terminating:
+		return nil
 	}
-	return nil
+	return &Action{Verb: DeletePod, Instance: it.Name, Force: it.lost(p), Why: it.broken(p)}
 }
 
-// planSurplus removes up to n instances that the spec does not ask for, once the cohort is complete without them: those
-// that are worst off first, then the oldest.
+// keepSpare is how long what a failed replacement left is kept: the next one makes use of it.
+const keepSpare = 10 * time.Minute
+
+// planSurplus removes up to n instances that the spec does not ask for, once the cohort is complete without them and no
+// replacement could have a use for them: those that are worst off first, then the oldest.
 func planSurplus(s *State, p Params, n int) []Action {
-	if !s.redundant(p) {
+	if !s.redundant(p) || len(s.Replacements) > 0 || s.Now.Sub(s.LastFailed) < keepSpare {
 		return nil
 	}
 	primary := s.established(p)
@@ -233,4 +296,15 @@ func roleOf(it, primary *Instance, p Params) string {
 		return ""
 	}
 	return it.Role
+}
+
+// planSettled has surges that got a node keep the others off it.
+func planSettled(s *State) []Action {
+	var actions []Action
+	for i := range s.Instances {
+		if it := &s.Instances[i]; it.HasPod && it.Node != "" && !it.Settled && !it.Terminating {
+			actions = append(actions, Action{Verb: Settle, Instance: it.Name})
+		}
+	}
+	return actions
 }

@@ -271,26 +271,79 @@ func TestTheChosenInstanceIsStartedAgainOnItsVolume(t *testing.T) {
 
 func TestADeletedPodComesBackAsANewInstance(t *testing.T) {
 	w := healthy().edit("c", terminating).unheard("c")
-	require.Contains(t, w.planned(), "CreateInstance", "at once, while the old one still terminates")
+	require.Contains(t, w.planned(), "Condemn c", "at once, while the old one still terminates")
+	require.NotContains(t, w.planned(), "CreateInstance", "the replacement makes the successor")
 	require.NotContains(t, w.planned(), "DeleteClaim c")
 
 	w = healthy().edit("c", podGone).unheard("c")
 	got := w.planned()
-	require.Contains(t, got, "CreateInstance")
+	require.Contains(t, got, "Condemn c")
+	require.NotContains(t, got, "CreateInstance")
 	require.NotContains(t, got, "DeleteClaim c", "not while the cohort names it")
 	require.NotContains(t, got, "RestartInstance c")
 	require.Equal(t, []string{"b"}, w.action(t, Store).Record.Cohorts[1].Members, "it is taken out of the cohort")
 
-	// Out of the cohort, the new one seeding: the volume stays until the shard is redundant again.
+	// Out of the cohort, its successor seeding: what is left of it is the replacement's, and so is the place.
 	c := cohortOf(3, "a", 1, "b")
 	w = healthy().edit("c", podGone).edit("a", primaryOf(3, true, c)).unheard("c").add("d")
 	w.Record.Cohorts = []quorum.Cohort{c}
+	w.replace("c", "d")
 	require.Equal(t, []string{"Seed d from b"}, w.planned(), "from the standby, not the primary")
-	// The new one has joined: now it goes.
+	// The successor has joined, the replacement has ended and left the volume: now it goes.
 	c = cohortOf(3, "a", 1, "b", "d")
 	w.edit("a", primaryOf(3, true, c, "d")).edit("d", standbyOf(3, "a"), labelled("standby"))
 	w.Record.Cohorts = []quorum.Cohort{c}
+	require.Empty(t, w.planned())
+	w.Replacements = nil
 	require.Equal(t, []string{"DeleteClaim c"}, w.planned())
+}
+
+func TestWhatAReplacementLooksAfterCountsOnce(t *testing.T) {
+	w := healthy().add("d", standbyOf(3, "a"), labelled("standby"))
+	w.edit("a", func(it *Instance) {
+		it.Status.Peers = append(it.Status.Peers, &agentpb.ReplicationPeer{Instance: "d", State: "streaming", FlushedLsn: 1000})
+	})
+	w.replace("c", "d")
+	require.Empty(t, w.planned(), "both are there, and neither is one too many")
+	w.Replacements[0].Successor = ""
+	w.instance("d").Surge = w.Replacements[0].Name
+	require.Empty(t, w.planned(), "its label says whose surge it is before the cache shows the status")
+	w.without("d")
+	require.Empty(t, w.planned(), "the replacement makes the next surge")
+	w.without("c").unheard("c")
+	require.NotContains(t, w.planned(), "CreateInstance", "nor when nothing is left of either")
+	w.Wanted = 4
+	require.Contains(t, w.planned(), "CreateInstance", "the spec asks for one more")
+}
+
+func TestTheCohortGoesOnWithoutTheCondemned(t *testing.T) {
+	w := healthy().edit("c", func(it *Instance) { it.Unfit = "it is condemned" })
+	require.Equal(t, []string{"b"}, w.action(t, Store).Record.Cohorts[1].Members)
+	w = healthy().edit("c", func(it *Instance) { it.Retiring = true })
+	require.Empty(t, w.planned(), "one that is only to go stays until its substitute has caught up")
+	w.add("d", standbyOf(3, "a"), labelled("standby"))
+	w.replace("c", "d")
+	w.edit("a", func(it *Instance) {
+		it.Status.Peers = append(it.Status.Peers, &agentpb.ReplicationPeer{Instance: "d", State: "streaming", FlushedLsn: 1000})
+	})
+	require.Equal(t, []string{"b", "d"}, w.action(t, Store).Record.Cohorts[1].Members)
+}
+
+func TestASurgeKeepsOthersOffItsNodeOnceItHasOne(t *testing.T) {
+	w := healthy().add("d", standbyOf(3, "a"), labelled("standby"))
+	w.replace("c", "d")
+	w.edit("d", func(it *Instance) { it.Node = "n4" })
+	require.Contains(t, w.planned(), "Settle d")
+	w.edit("d", func(it *Instance) { it.Settled = true })
+	require.NotContains(t, w.planned(), "Settle d")
+}
+
+// replace has a replacement of one by another under way.
+func (w *world) replace(instance, successor string) *world {
+	w.Replacements = append(w.Replacements, Replacement{
+		Name: instance + "-requested", Instance: instance, Successor: successor, Reason: v1alpha1.ReasonRequested, Admitted: true,
+	})
+	return w
 }
 
 func TestNoVolumeIsDeletedWhileItMayBeNeeded(t *testing.T) {
@@ -354,7 +407,9 @@ func TestAMemberWithoutWhichNothingCommitsIsStartedAgain(t *testing.T) {
 	w := newWorld(2).add("a", primaryOf(2, true, c), labelled("primary")).add("b", podGone)
 	w.Bootstrap = &v1alpha1.BootstrapStatus{Instance: "a", Done: true}
 	w.Record = quorum.Record{Cohorts: []quorum.Cohort{c}, Established: 2}
-	require.Equal(t, []string{"CreateInstance"}, w.planned(), "what is heard may be behind what is")
+	require.Equal(t, []string{"Condemn b"}, w.planned(), "what is heard may be behind what is")
+	w.replace("b", "")
+	require.Empty(t, w.planned())
 	w.CannotCommitFor = 3 * time.Second
 	require.Equal(t, []string{"RestartInstance b"}, w.planned())
 }
@@ -365,9 +420,10 @@ func TestALostInstanceIsReplacedAndThenRemoved(t *testing.T) {
 	require.Contains(t, w.planned(), "Store a", "but out of the cohort at once")
 
 	w = healthy().edit("c", silentFor(31*time.Second)).unheard("c")
-	require.Contains(t, w.planned(), "CreateInstance")
+	require.Contains(t, w.planned(), "Condemn c")
 	require.NotContains(t, w.planned(), "DeletePod c by force")
 
+	// A failed replacement left it beside its successor: nobody needs it.
 	c := cohortOf(3, "a", 1, "b", "d")
 	w.add("d", standbyOf(3, "a"), labelled("standby")).edit("a", primaryOf(3, true, c, "d"))
 	w.Record.Cohorts = []quorum.Cohort{c}
@@ -376,7 +432,7 @@ func TestALostInstanceIsReplacedAndThenRemoved(t *testing.T) {
 
 func TestAStrandedPodIsLost(t *testing.T) {
 	w := healthy().edit("c", func(it *Instance) { it.StrandedFor, it.Connected, it.Status, it.IP = time.Minute, false, nil, "" }).unheard("c")
-	require.Contains(t, w.planned(), "CreateInstance")
+	require.Contains(t, w.planned(), "Condemn c")
 }
 
 func TestAPendingPodIsNotMultiplied(t *testing.T) {
@@ -388,10 +444,11 @@ func TestAPendingPodIsNotMultiplied(t *testing.T) {
 
 func TestFailedAndStuckPods(t *testing.T) {
 	w := healthy().edit("c", func(it *Instance) { it.Failed = true }).unheard("c")
-	require.Contains(t, w.planned(), "DeletePod c")
+	require.Contains(t, w.planned(), "Condemn c")
 
 	c := cohortOf(3, "a", 1, "b", "d")
 	w = healthy().edit("c", terminating, func(it *Instance) { it.StuckFor = time.Minute }).unheard("c")
+	require.Contains(t, w.planned(), "Condemn c")
 	require.NotContains(t, w.planned(), "DeletePod c by force", "still in the cohort")
 	w.add("d", standbyOf(3, "a"), labelled("standby")).edit("a", primaryOf(3, true, c, "d"))
 	w.Record.Cohorts = []quorum.Cohort{c}
@@ -400,11 +457,17 @@ func TestFailedAndStuckPods(t *testing.T) {
 
 func TestADeletedClaimRetiresItsInstanceOnceASubstituteIsIn(t *testing.T) {
 	w := healthy().edit("c", func(it *Instance) { it.ClaimTerminating = true })
-	require.Equal(t, []string{"CreateInstance"}, w.planned())
-	c := cohortOf(3, "a", 1, "b", "d")
-	w.add("d", standbyOf(3, "a"), labelled("standby")).edit("a", primaryOf(3, true, c, "d"))
-	w.Record.Cohorts = []quorum.Cohort{c}
-	require.Equal(t, []string{"DeletePod c"}, w.planned())
+	require.Equal(t, []string{"Condemn c"}, w.planned())
+}
+
+func TestNobodyIsCondemnedWithoutAPrimary(t *testing.T) {
+	w := healthy().edit("a", podGone).edit("c", podGone)
+	for _, ago := range []time.Duration{0, time.Hour} {
+		w.NoPrimaryFor = ago
+		for _, a := range Plan(&w.State, DefaultParams()) {
+			require.NotEqual(t, Condemn, a.Verb, "there is nothing to seed a successor from")
+		}
+	}
 }
 
 func TestSurplusGoesWhenTheCohortIsCompleteWithoutIt(t *testing.T) {
@@ -412,6 +475,10 @@ func TestSurplusGoesWhenTheCohortIsCompleteWithoutIt(t *testing.T) {
 	w.edit("a", func(it *Instance) {
 		it.Status.Peers = append(it.Status.Peers, &agentpb.ReplicationPeer{Instance: "d", State: "streaming", FlushedLsn: 1000})
 	})
+	require.Equal(t, []string{"DeletePod d"}, w.planned())
+	w.LastFailed = w.Now.Add(-time.Minute)
+	require.Empty(t, w.planned(), "what a failed replacement left is for the next")
+	w.LastFailed = w.Now.Add(-time.Hour)
 	require.Equal(t, []string{"DeletePod d"}, w.planned())
 	w.unheard("c")
 	require.NotContains(t, w.planned(), "DeletePod d")

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -59,11 +61,18 @@ func newClaim(shard *v1alpha1.Shard, instance string) *corev1.PersistentVolumeCl
 	}
 }
 
-func newPod(shard *v1alpha1.Shard, instance string) *corev1.Pod {
+// newPod is the Pod of an instance, which takes another one's place when surge is not nil.
+func newPod(shard *v1alpha1.Shard, instance string, surge *Surge) *corev1.Pod {
 	t := shard.Spec.Template
+	labels := instanceLabels(shard, instance)
+	if surge != nil {
+		labels[v1alpha1.LabelReplacement] = surge.Replacement
+	} else {
+		labels[v1alpha1.LabelSettled] = "true"
+	}
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: shard.Namespace, Name: instance, Labels: instanceLabels(shard, instance),
+			Namespace: shard.Namespace, Name: instance, Labels: labels,
 			Annotations: map[string]string{"kubectl.kubernetes.io/default-container": "postgres"},
 		},
 		Spec: corev1.PodSpec{
@@ -78,7 +87,7 @@ func newPod(shard *v1alpha1.Shard, instance string) *corev1.Pod {
 			Tolerations:                   tolerations(t.Scheduling.Tolerations),
 			RuntimeClassName:              t.Scheduling.RuntimeClassName,
 			PriorityClassName:             t.Scheduling.PriorityClassName,
-			Affinity:                      affinity(shard),
+			Affinity:                      affinity(shard, surge),
 			TopologySpreadConstraints:     spread(instanceSelector(shard.Name)),
 			Containers:                    []corev1.Container{instanceContainer(shard)},
 			Volumes: []corev1.Volume{
@@ -175,11 +184,21 @@ func tolerations(user []corev1.Toleration) []corev1.Toleration {
 }
 
 // affinity keeps two instances of a shard off one node, unless the spec allows it: one machine must not take two
-// copies with it.
-func affinity(shard *v1alpha1.Shard) *corev1.Affinity {
+// copies with it. The one exception is a surge, which may stand beside the instance it replaces until that goes. Kubernetes
+// asks both sides, so a surge carries LabelSettled, by which the others know it, only once it has a node.
+func affinity(shard *v1alpha1.Shard, surge *Surge) *corev1.Affinity {
 	term := corev1.PodAffinityTerm{
 		LabelSelector: &metav1.LabelSelector{MatchLabels: instanceSelector(shard.Name)},
 		TopologyKey:   corev1.LabelHostname,
+	}
+	if surge != nil {
+		term.LabelSelector.MatchExpressions = []metav1.LabelSelectorRequirement{
+			{Key: v1alpha1.LabelInstance, Operator: metav1.LabelSelectorOpNotIn, Values: []string{surge.Replaces}},
+		}
+	} else {
+		term.LabelSelector.MatchExpressions = []metav1.LabelSelectorRequirement{
+			{Key: v1alpha1.LabelSettled, Operator: metav1.LabelSelectorOpExists},
+		}
 	}
 	anti := &corev1.PodAntiAffinity{}
 	if shard.Spec.Template.Scheduling.AllowSharedNodes {
@@ -187,7 +206,37 @@ func affinity(shard *v1alpha1.Shard) *corev1.Affinity {
 	} else {
 		anti.RequiredDuringSchedulingIgnoredDuringExecution = []corev1.PodAffinityTerm{term}
 	}
-	return &corev1.Affinity{PodAntiAffinity: anti}
+	return &corev1.Affinity{PodAntiAffinity: anti, NodeAffinity: surge.nodes()}
+}
+
+// Weights of a surge's wishes: the zones stay balanced first, then another node is better than the same.
+const (
+	zoneWeight = 100
+	nodeWeight = 10
+)
+
+// nodes is where a surge should and should not go.
+func (s *Surge) nodes() *corev1.NodeAffinity {
+	if s == nil || s.Node == "" {
+		return nil
+	}
+	a := &corev1.NodeAffinity{}
+	elsewhere := corev1.NodeSelectorTerm{MatchFields: []corev1.NodeSelectorRequirement{
+		{Key: metav1.ObjectNameField, Operator: corev1.NodeSelectorOpNotIn, Values: []string{s.Node}},
+	}}
+	if s.Avoid {
+		a.RequiredDuringSchedulingIgnoredDuringExecution = &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{elsewhere}}
+	} else {
+		a.PreferredDuringSchedulingIgnoredDuringExecution = []corev1.PreferredSchedulingTerm{{Weight: nodeWeight, Preference: elsewhere}}
+	}
+	if s.Zone != "" {
+		a.PreferredDuringSchedulingIgnoredDuringExecution = append(a.PreferredDuringSchedulingIgnoredDuringExecution, corev1.PreferredSchedulingTerm{
+			Weight: zoneWeight, Preference: corev1.NodeSelectorTerm{MatchExpressions: []corev1.NodeSelectorRequirement{
+				{Key: corev1.LabelTopologyZone, Operator: corev1.NodeSelectorOpIn, Values: []string{s.Zone}},
+			}},
+		})
+	}
+	return a
 }
 
 // spread over zones as evenly as can be, but run in one zone rather than not at all.
@@ -212,6 +261,34 @@ func memoryVolume(name, limit string) corev1.Volume {
 
 // nodeZone reads the zone from a node's labels.
 func nodeZone(node *corev1.Node) string { return node.Labels[corev1.LabelTopologyZone] }
+
+// Patience with containers that do not start: what a registry or a crash may yet heal by itself.
+const (
+	pullPatience  = 2 * time.Minute
+	crashPatience = 3 // restarts
+)
+
+// broken says why the Pod will never run as it is; empty while it may.
+func broken(pod *corev1.Pod, now time.Time) string {
+	for _, cs := range pod.Status.ContainerStatuses {
+		w := cs.State.Waiting
+		if w == nil {
+			continue
+		}
+		old := now.Sub(pod.CreationTimestamp.Time) >= pullPatience
+		switch {
+		case w.Reason == "InvalidImageName", w.Reason == "ErrImageNeverPull",
+			(w.Reason == "ImagePullBackOff" || w.Reason == "ErrImagePull") && old,
+			w.Reason == "CreateContainerConfigError" && old,
+			w.Reason == "CrashLoopBackOff" && cs.RestartCount >= crashPatience:
+			return fmt.Sprintf("%s: %s", w.Reason, w.Message)
+		}
+	}
+	if pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded {
+		return strings.TrimSpace("its Pod has ended: " + waitingMessage(pod))
+	}
+	return ""
+}
 
 // waitingMessage says why a Pod's container does not run.
 func waitingMessage(pod *corev1.Pod) string {

@@ -52,8 +52,14 @@ func DefaultParams() Params {
 type State struct {
 	// Now is the time of all ages below.
 	Now time.Time
-	// Wanted is how many instances the spec asks for, Surge how many more the replacements under way need.
-	Wanted, Surge int
+	// Wanted is how many instances the spec asks for.
+	Wanted int
+	// Replacements of the shard that have not ended, and when the last one that failed did: what it left behind is for the
+	// next.
+	Replacements []Replacement
+	LastFailed   time.Time
+	// suspects are instances that a verdict speaks against, and why.
+	suspects map[string]string
 	// Bootstrap and Record as stored in the Shard.
 	Bootstrap *v1alpha1.BootstrapStatus
 	Record    quorum.Record
@@ -101,8 +107,20 @@ type Instance struct {
 	HasClaim         bool
 	ClaimTerminating bool
 
-	// Retiring is set by the replacement machine on the instance it is replacing.
+	// Retiring: its replacement has a successor for it, or it is a surge that is taken back.
 	Retiring bool
+	// Unfit says why it must not be in the cohort, whatever it streams; empty when it may.
+	Unfit string
+	// Surge is the name of the replacement it was made for; empty for others and once that has ended.
+	Surge string
+	// Settled: it keeps others of the shard off its node.
+	Settled bool
+	// NodeNotReadyFor is how long its node has not been ready or has not existed; 0 while it is.
+	NodeNotReadyFor time.Duration
+	// Unschedulable: no node has room for the Pod.
+	Unschedulable bool
+	// Broken says why its Pod will never run as it is; empty while it may.
+	Broken string
 
 	// Status last heard, when, and whether the stream stands; FailingFor is how long it has not.
 	Status     *agentpb.Status
@@ -118,6 +136,33 @@ type Instance struct {
 	Busy bool
 }
 
+// Replacement is one that has not ended, as far as the shard controller needs to know.
+type Replacement struct {
+	Name, Instance, Successor string
+	Reason                    v1alpha1.Reason
+	// Admitted: the ledger has let it begin.
+	Admitted bool
+	// Leaving is whom the cohort should go on without; empty while nobody leaves yet. Unfit says why that is urgent.
+	Leaving, Unfit string
+}
+
+// replaced reports whether a replacement looks after the instance: as the one that goes, or as its successor.
+func (s *State) replaced(it *Instance) bool {
+	return slices.ContainsFunc(s.Replacements, func(r Replacement) bool {
+		return r.Instance == it.Name || r.Successor == it.Name || r.Name == it.Surge
+	})
+}
+
+// places are how many of the instances that the spec asks for replacements look after: one for each instance that goes,
+// whatever is left of it and of its successors.
+func (s *State) places() int {
+	targets := map[string]bool{}
+	for _, r := range s.Replacements {
+		targets[r.Instance] = true
+	}
+	return len(targets)
+}
+
 func (s *State) instance(name string) *Instance {
 	i := slices.IndexFunc(s.Instances, func(i Instance) bool { return i.Name == name })
 	if i < 0 {
@@ -131,9 +176,9 @@ func (i *Instance) alive(p Params) bool {
 	return i != nil && i.HasPod && i.Connected && i.Status != nil && i.HeardAgo < p.StaleAfter
 }
 
-// leaving reports whether the instance is on its way out by somebody's decision.
+// leaving reports whether the instance is on its way out for good.
 func (i *Instance) leaving() bool {
-	return i.Terminating || i.ClaimTerminating || i.Failed || i.Retiring
+	return i.Terminating || i.ClaimTerminating || i.Failed
 }
 
 // gone: a volume whose Pod is not there.

@@ -1,0 +1,161 @@
+package replacement
+
+import (
+	"context"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/ledger"
+	"theseus.dev/theseus/internal/replacement"
+)
+
+// askLedger asks whether the replacement may begin, as if everything more urgent that waits had begun before. The
+// Replacements are read with read; what they are about is read from the cache.
+func (r *Reconciler) askLedger(ctx context.Context, read client.Reader, w *world, rp *v1alpha1.Replacement) error {
+	all := &v1alpha1.ReplacementList{}
+	if err := read.List(ctx, all); err != nil {
+		return err
+	}
+	f, err := r.fleet(ctx)
+	if err != nil {
+		return err
+	}
+	account := r.account(f, all.Items)
+	var requests []ledger.Request
+	mine := -1
+	for i := range all.Items {
+		other := &all.Items[i]
+		if finished(other) || other.Status.AdmittedAt != nil || !other.DeletionTimestamp.IsZero() {
+			continue
+		}
+		q := f.request(other, r.Clock.Now())
+		if other.UID == rp.UID {
+			mine = len(requests)
+			q.Node, q.Zone = w.nodes[rp.Spec.Instance], w.zones[rp.Spec.Instance]
+			q.Healthy, q.Wanted, q.Dead = w.healthy(), w.observed.Wanted, w.dead()
+		}
+		requests = append(requests, q)
+	}
+	if mine < 0 {
+		w.observed.Ledger = replacement.Ledger{Message: "it is not known to the ledger yet"}
+		return nil
+	}
+	v := account.Grant(requests)[mine]
+	w.why = string(v.Why)
+	w.observed.Ledger = replacement.Ledger{Allowed: v.Allowed, Message: v.Message, Retry: v.Retry}
+	return nil
+}
+
+func (w *world) healthy() int {
+	n := 0
+	for _, in := range w.observed.Instances {
+		if in.Healthy {
+			n++
+		}
+	}
+	return n
+}
+
+func (w *world) dead() bool {
+	in := w.instance(w.observed.Request.Instance)
+	return in == nil || in.Dead || !in.Healthy
+}
+
+// account derives the ledger from what there is.
+func (r *Reconciler) account(f *fleet, all []v1alpha1.Replacement) *ledger.Account {
+	entries := make([]ledger.Entry, 0, len(all))
+	for i := range all {
+		entries = append(entries, entry(&all[i]))
+	}
+	limits := r.Limits
+	limits.PerPolicy = f.budgets
+	if r.PerHour != nil {
+		limits.PerHour = r.PerHour()
+	}
+	return ledger.New(entries, f.rotations, ledger.Fleet{Instances: f.instances, Nodes: len(f.nodes)}, limits, r.Clock.Now())
+}
+
+// entry reads a disruption from its object.
+func entry(rp *v1alpha1.Replacement) ledger.Entry {
+	s := replacement.FromObject(rp.Status)
+	return ledger.Entry{
+		Name: rp.Namespace + "/" + rp.Name, Shard: rp.Namespace + "/" + rp.Spec.Shard, Instance: rp.Spec.Instance,
+		Node: rp.Status.Node, Zone: rp.Status.Zone, Reason: rp.Spec.Reason,
+		Started: s.AdmittedAt, Finished: s.FinishedAt, NoCapacity: s.NoCapacityAt, GotMachine: s.GotMachineAt,
+	}
+}
+
+// fleet is everything that draws on the ledger.
+type fleet struct {
+	instances int
+	nodes     map[string]bool
+	shards    map[types.NamespacedName]*v1alpha1.Shard
+	rotations []ledger.NodeEntry
+	budgets   map[string]int
+}
+
+// fleet reads the shards, and the nodes that are on their way out.
+func (r *Reconciler) fleet(ctx context.Context) (*fleet, error) {
+	shards, policies := &v1alpha1.ShardList{}, &v1alpha1.NodePolicyList{}
+	if err := r.Client.List(ctx, shards); err != nil {
+		return nil, err
+	}
+	if err := r.Client.List(ctx, policies); err != nil {
+		return nil, err
+	}
+	f := &fleet{nodes: map[string]bool{}, shards: map[types.NamespacedName]*v1alpha1.Shard{}}
+	on := map[string][]string{}
+	for i := range shards.Items {
+		sh := &shards.Items[i]
+		f.shards[client.ObjectKeyFromObject(sh)] = sh
+		f.instances += int(sh.Spec.Template.Instances)
+		for _, in := range sh.Status.Instances {
+			if in.Node != "" {
+				f.nodes[in.Node] = true
+				on[in.Node] = append(on[in.Node], sh.Namespace+"/"+sh.Name)
+			}
+		}
+	}
+	for i := range policies.Items {
+		for _, rot := range policies.Items[i].Status.Rotations {
+			n := ledger.NodeEntry{Node: rot.Node, Policy: policies.Items[i].Name, Zone: rot.Zone, Shards: on[rot.Node], Started: rot.StartedAt.Time}
+			if rot.FinishedAt != nil {
+				n.Finished = rot.FinishedAt.Time
+			}
+			f.rotations = append(f.rotations, n)
+		}
+	}
+	return f, nil
+}
+
+// nearShare of the maximum age before the deadline a replacement counts as near it.
+const nearShare = 24
+
+// request is what a replacement that waits asks of the ledger, by what its shard's status says.
+func (f *fleet) request(rp *v1alpha1.Replacement, now time.Time) ledger.Request {
+	q := ledger.Request{
+		Name: rp.Namespace + "/" + rp.Name, Shard: rp.Namespace + "/" + rp.Spec.Shard, Instance: rp.Spec.Instance,
+		Node: rp.Status.Node, Zone: rp.Status.Zone, Reason: rp.Spec.Reason, Dead: true,
+	}
+	sh := f.shards[types.NamespacedName{Namespace: rp.Namespace, Name: rp.Spec.Shard}]
+	if sh == nil {
+		return q
+	}
+	q.Wanted = int(sh.Spec.Template.Instances)
+	for _, in := range sh.Status.Instances {
+		if in.Ready {
+			q.Healthy++
+		}
+		if in.Name == rp.Spec.Instance {
+			q.Node, q.Zone, q.Dead = in.Node, in.Zone, !in.Ready
+		}
+	}
+	if rp.Spec.Deadline != nil {
+		q.Deadline = rp.Spec.Deadline.Time
+		q.Near = q.Deadline.Sub(now) < sh.Spec.Template.Lifetime.MaxAge.Duration/nearShare
+	}
+	return q
+}
