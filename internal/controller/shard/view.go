@@ -74,7 +74,7 @@ func (s *State) view(p Params) *View {
 		out.Instances = append(out.Instances, replacement.Instance{
 			Name: it.Name, PodExists: it.HasPod, VolumeExists: it.HasClaim,
 			Terminating:   it.Terminating,
-			Running:       it.Node != "" && heard,
+			Running:       heard,
 			Unschedulable: it.Unschedulable,
 			Seeded:        heard && (role == agentpb.Role_STANDBY || role == agentpb.Role_PRIMARY),
 			Healthy:       it == primary || s.copyOf(it, primary),
