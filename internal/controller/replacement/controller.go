@@ -55,7 +55,6 @@ type Reconciler struct {
 	viewer    shard.Viewer
 	admission sync.Mutex
 	evidence  collections
-	queue     workqueue.TypedRateLimitingInterface[reconcile.Request]
 }
 
 // SetupWithManager registers the controller. It runs on the elected leader only.
