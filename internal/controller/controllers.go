@@ -148,9 +148,17 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Observer: watching, Agents: opts.Agents, Recorder: recorder,
 		Clock: opts.Clock, Log: mgr.GetLogger().WithName("reparent"), Name: opts.Name,
 	}
+	shards := &shard.Reconciler{
+		Client: mgr.GetClient(), Observer: watching, Agents: opts.Agents, Recorder: recorder,
+		Clock: opts.Clock, Params: opts.Params, ClusterDomain: opts.ClusterDomain,
+	}
 	if !opts.NoEmergencies {
 		lost := &gateways.Lost{Client: mgr.GetClient(), Clock: opts.Clock, Log: mgr.GetLogger().WithName("gateways")}
-		if err := mgr.Add(&reparent.Emergency{Runner: runner, Params: verdict.DefaultParams(), Leading: leading(mgr), Dead: lost.Dead}); err != nil {
+		e := &reparent.Emergency{
+			Runner: runner, Params: verdict.DefaultParams(), Leading: leading(mgr), Dead: lost.Dead, Changed: shards.Wake,
+		}
+		shards.Suspects = e.Suspects
+		if err := mgr.Add(e); err != nil {
 			return err
 		}
 	}
@@ -161,10 +169,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 			Client: mgr.GetClient(), Recorder: recorder, Clock: opts.Clock, ClusterDomain: opts.ClusterDomain,
 			Image: func(major int32) string { return OperandImage(opts.OperandImage, major) },
 		}).SetupWithManager,
-		"shard": (&shard.Reconciler{
-			Client: mgr.GetClient(), Observer: watching, Agents: opts.Agents, Recorder: recorder,
-			Clock: opts.Clock, Params: opts.Params, ClusterDomain: opts.ClusterDomain,
-		}).SetupWithManager,
+		"shard": shards.SetupWithManager,
 		"replacement": (&replacement.Reconciler{
 			Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Observer: watching, Recorder: recorder, Clock: opts.Clock,
 			Params: opts.Params, Timeouts: opts.Timeouts, Limits: opts.Limits, Evidence: opts.Evidence,

@@ -25,6 +25,41 @@ func (s shard) judgeStandbys(c quorum.Cohort, p *Instance) *Judgement {
 	return waiting
 }
 
+// Suspects are the standbys that should not be in the cohort although they may stream, and why: their disks are full or
+// hang. Those that are silent or diverged are told apart by the cohort's keeper itself.
+func Suspects(o Observed, p Params) map[string]string {
+	s := shard{o: o, p: p}
+	latest, ok := o.Record.Latest()
+	if !ok || o.Record.Established == 0 || o.Record.Validate() != nil {
+		return nil
+	}
+	c, primary, j := s.findPrimary(latest)
+	if j != nil || primary == nil {
+		return nil
+	}
+	out := map[string]string{}
+	for _, i := range o.Instances {
+		if i.Name == primary.Name || s.awaited(i) || !s.fresh(i) {
+			continue
+		}
+		if j := s.judgeStandby(c, primary, i); j != nil && (j.Verdict == StandbyStuck || j.Verdict == DiskFull) {
+			out[i.Name] = j.Why
+		}
+	}
+	return out
+}
+
+// Misbehaves reports whether the instance's probes fail or are slow, or its volume is full: whoever is the primary, it is
+// to be replaced.
+func (p Params) Misbehaves(i Instance) bool {
+	for _, pr := range []Probe{i.WriteProbe, i.DiskProbe, i.ConnectProbe} {
+		if pr.Failures >= p.SickAfter || pr.SlowFor >= p.SlowAfter {
+			return true
+		}
+	}
+	return i.DiskUsed >= p.MaxUsed
+}
+
 func (s shard) judgeStandby(c quorum.Cohort, p *Instance, i Instance) *Judgement {
 	connected := false
 	if peer, ok := p.Peers[i.Name]; ok {

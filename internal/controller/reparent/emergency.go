@@ -26,11 +26,15 @@ type Emergency struct {
 	Dead func(ctx context.Context, instance types.NamespacedName)
 	// Leading reports whether this replica is the leader: what is not urgent is left to it.
 	Leading func() bool
+	// Changed is called when Suspects of a shard are others. Nil is nobody.
+	Changed func(types.NamespacedName)
 
 	mu      sync.Mutex
 	dirty   map[types.NamespacedName]bool
 	uneasy  map[types.NamespacedName]bool // looked at on every tick
 	history map[types.NamespacedName]*history
+	// suspects by shard, and why.
+	suspects map[types.NamespacedName]map[string]string
 }
 
 // tick is how often a shard is looked at while something is suspicious: ages decide, and they grow without an event.
@@ -110,6 +114,7 @@ func (e *Emergency) look(ctx context.Context, key types.NamespacedName) {
 			e.mu.Lock()
 			delete(e.history, key)
 			delete(e.uneasy, key)
+			delete(e.suspects, key)
 			e.mu.Unlock()
 		}
 		return
@@ -139,16 +144,20 @@ func (e *Emergency) look(ctx context.Context, key types.NamespacedName) {
 		e.uneasy[key] = true
 	}
 	e.mu.Unlock()
-	if !e.concerns(j) {
+	e.suspect(key, verdict.Suspects(o, e.Params))
+	now := e.Runner.Clock.Now()
+	if stands := h.standing(j, now); !e.concerns(j) || j.Action == verdict.Replace && (stands < e.patience(j.Verdict) || now.Sub(h.condemned) < condemnAfter) {
 		h.wantedSince = time.Time{}
 		return
 	}
-	now := e.Runner.Clock.Now()
 	if h.wantedSince.IsZero() {
 		h.wantedSince = now
 	}
 	if now.Before(h.retryAfter) || !e.Leading() && now.Sub(h.wantedSince) < yield {
 		return
+	}
+	if j.Action == verdict.Replace {
+		h.condemned = now
 	}
 	e.Runner.Go(key, func() { e.act(ctx, log, key, sh, h, o, j) })
 }
@@ -159,7 +168,7 @@ const yield = 150 * time.Millisecond
 
 // concerns reports whether the action is this replica's business.
 func (e *Emergency) concerns(j verdict.Judgement) bool {
-	return j.Action == verdict.ERS || j.Action == verdict.PRS && e.Leading()
+	return j.Action == verdict.ERS || (j.Action == verdict.PRS || j.Action == verdict.Replace) && e.Leading()
 }
 
 func (e *Emergency) historyOf(key types.NamespacedName) *history {
@@ -183,6 +192,10 @@ func (e *Emergency) act(ctx context.Context, log logr.Logger, key types.Namespac
 		h.retryAfter = e.Runner.Clock.Now().Add(tick)
 		return
 	}
+	if j.Action == verdict.Replace {
+		e.condemn(ctx, log, sh, confirmed.Subject, confirmed.Verdict, confirmed.Why)
+		return
+	}
 	expect := shard.RecordOf(sh).Primary()
 	req := reparent.Request{Kind: reparent.Emergency, Reason: string(j.Verdict), ExpectPrimary: expect, AwayFrom: j.Subject}
 	if j.Subject != expect {
@@ -194,6 +207,7 @@ func (e *Emergency) act(ctx context.Context, log logr.Logger, key types.Namespac
 		res, err := e.Runner.run(ctx, key, req, calls)
 		if err == nil && (res.Outcome == reparent.Succeeded || res.Outcome == reparent.Overtaken) {
 			e.ended(h, res, err)
+			e.condemnOld(ctx, log, sh, o, j, res)
 			return
 		}
 		log.Info("the planned reparent did not do, an emergency one follows", "outcome", res.Outcome, "message", res.Message)
@@ -204,6 +218,7 @@ func (e *Emergency) act(ctx context.Context, log logr.Logger, key types.Namespac
 		log.Error(err, "reparent could not begin")
 	}
 	e.ended(h, res, err)
+	e.condemnOld(ctx, log, sh, o, j, res)
 }
 
 // Pauses after an emergency reparent that did not succeed, doubling.

@@ -34,7 +34,12 @@ type history struct {
 	// wantedSince is since when a reparent has been called for.
 	wantedSince time.Time
 	// last verdict, for counting changes; retryAfter holds off after a reparent that failed.
-	last       verdict.Verdict
+	last verdict.Verdict
+	// stands is the last verdict with its subject, and since when.
+	stands      string
+	standsSince time.Time
+	// condemned is when a replacement was last asked for.
+	condemned  time.Time
 	failures   int
 	retryAfter time.Time
 }

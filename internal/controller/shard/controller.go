@@ -119,6 +119,9 @@ func (r *Reconciler) watchObserver(_ context.Context, queue workqueue.TypedRateL
 	return nil
 }
 
+// Wake has the shard looked at.
+func (r *Reconciler) Wake(shard types.NamespacedName) { r.enqueue(shard) }
+
 func (r *Reconciler) enqueue(shard types.NamespacedName) {
 	r.mu.Lock()
 	queue := r.queue
