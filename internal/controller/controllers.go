@@ -57,6 +57,8 @@ type Options struct {
 	Limits   ledger.Limits
 	// Evidence of condemned instances is taken by; nil takes none.
 	Evidence replacement.EvidenceCollector
+	// ReplacementPoint is called at the fault points of replacements. For tests.
+	ReplacementPoint func(rp *v1alpha1.Replacement, point string) error
 	// Agents calls agents; nil means over the network with certificates of the database. Tests replace it.
 	Agents shard.Agents
 	// Evictions is the webhook that hears of drains. Without a namespace it is not served.
@@ -173,6 +175,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 		"replacement": (&replacement.Reconciler{
 			Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Observer: watching, Recorder: recorder, Clock: opts.Clock,
 			Params: opts.Params, Timeouts: opts.Timeouts, Limits: opts.Limits, Evidence: opts.Evidence,
+			Point: opts.ReplacementPoint,
 		}).SetupWithManager,
 	} {
 		if err := setup(mgr, opts.Workers); err != nil {

@@ -29,6 +29,8 @@ type fleet struct {
 	bootstraps  map[string]int
 	established []string
 	violations  []string
+	// slowSeeds makes every seeding take longer than any test.
+	slowSeeds bool
 }
 
 // agent is one instance's. Its mutex is the fleet's.
@@ -241,6 +243,9 @@ func (c *agentClient) Seed(ctx context.Context, req *agentpb.SeedRequest, _ ...g
 		a.st.Role, a.st.Term, a.st.Diverged = agentpb.Role_SEEDING, req.GetTerm(), false
 		a.st.TimelineTerms = req.GetTimelineTerms()
 		a.source, a.seeding = req.GetPrimary().GetInstance(), time.Now().Add(100*time.Millisecond)
+		if c.f.slowSeeds {
+			a.seeding = time.Now().Add(time.Hour)
+		}
 		a.st.SystemIdentifier = 42
 		return nil
 	}))

@@ -159,6 +159,15 @@ func (b *bed) kubeletPass(ctx context.Context, addresses map[string]string) erro
 			if err := cluster.client.Delete(ctx, p, client.GracePeriodSeconds(0)); err != nil {
 				return err
 			}
+		case strings.Contains(p.Spec.Containers[0].Image, "broken"):
+			if len(p.Status.ContainerStatuses) == 0 {
+				p.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "postgres", State: corev1.ContainerState{
+					Waiting: &corev1.ContainerStateWaiting{Reason: "InvalidImageName", Message: "it cannot start"},
+				}}}
+				if err := cluster.client.Status().Update(ctx, p); err != nil {
+					return err
+				}
+			}
 		case p.Status.PodIP == "":
 			if addresses[string(p.UID)] == "" {
 				addresses[string(p.UID)] = fmt.Sprintf("10.1.%d.%d", len(addresses)/250, len(addresses)%250+1)

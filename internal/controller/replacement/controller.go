@@ -52,6 +52,10 @@ type Reconciler struct {
 	// Draw is the randomness of names: a number in [0, n).
 	Draw func(n int) int
 
+	// Point is called before a decision is carried out and after it was, with the status that is stored. An error ends the
+	// reconcile there, as the death of the operator would. For tests.
+	Point func(rp *v1alpha1.Replacement, point string) error
+
 	viewer    shard.Viewer
 	admission sync.Mutex
 	evidence  collections
@@ -191,15 +195,28 @@ func (r *Reconciler) step(ctx context.Context, rp *v1alpha1.Replacement) (reconc
 	if d.Evidence {
 		r.evidence.begin(rp, subject(rp, sh), r.Evidence)
 	}
+	if err := r.point(rp, "stored"); err != nil {
+		return reconcile.Result{}, err
+	}
 	if d.Status.Phase.Finished() {
 		return r.ended(ctx, rp)
+	}
+	if err := r.act(ctx, w, rp, d.Action); err != nil {
+		return reconcile.Result{}, err
 	}
 	next := poll
 	if d.Status.AdmittedAt.IsZero() {
 		next = pollPending
 	}
 	next = max(min(next, d.Recheck.Sub(r.Clock.Now())), soon)
-	return reconcile.Result{RequeueAfter: next}, r.act(ctx, w, rp, d.Action)
+	return reconcile.Result{RequeueAfter: next}, r.point(rp, "acted on "+string(d.Action.Kind))
+}
+
+func (r *Reconciler) point(rp *v1alpha1.Replacement, point string) error {
+	if r.Point == nil {
+		return nil
+	}
+	return r.Point(rp, point)
 }
 
 // adopt makes a Replacement somebody created one of the shard's: it goes with it, is found by its labels, and is not
