@@ -27,7 +27,6 @@ func init() { commands = append(commands, newOperator) }
 // operatorFlags are what the operator can be told.
 type operatorFlags struct {
 	controller.Options
-	namespaces      []string
 	metricsAddress  string
 	healthAddress   string
 	logLevel        string
@@ -48,7 +47,7 @@ func newOperator() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.OperandImage, "operand-image", "theseus.local/operand:pg%d", "image of instances and gateways; %d is the PostgreSQL major")
 	f.StringVar(&o.ClusterDomain, "cluster-domain", "cluster.local", "DNS domain of the cluster, for certificates")
-	f.StringSliceVar(&o.namespaces, "namespace-watch", nil, "namespaces to watch (default: all)")
+	f.StringSliceVar(&o.Namespaces, "namespace-watch", nil, "namespaces to watch (default: all)")
 	f.StringVar(&o.metricsAddress, "metrics-address", ":8080", "address of /metrics, plain HTTP; 0 turns it off")
 	f.StringVar(&o.healthAddress, "health-address", ":8081", "address of /healthz and /readyz")
 	f.StringVar(&o.Evictions.Namespace, "webhook-namespace", os.Getenv("POD_NAMESPACE"), "namespace of the Service of the webhook that hears of drains (POD_NAMESPACE); empty turns it off")
@@ -83,7 +82,7 @@ func (o *operatorFlags) run(cmd *cobra.Command) error {
 	}
 	config.QPS, config.Burst = o.qps, int(2*o.qps)
 	config.UserAgent = "theseus-operator/" + release
-	log.Info("operator", "release", release, "operandImage", o.OperandImage, "namespaces", strings.Join(o.namespaces, ","))
+	log.Info("operator", "release", release, "operandImage", o.OperandImage, "namespaces", strings.Join(o.Namespaces, ","))
 	stop, err := startTracing(cmd.Context(), o.Name)
 	if err != nil {
 		return err
@@ -115,7 +114,7 @@ func (o *operatorFlags) keepRunning(ctx context.Context, config *rest.Config, lo
 
 func (o *operatorFlags) runManager(ctx context.Context, config *rest.Config, log logr.Logger) error {
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
-		Scheme: controller.Scheme(), Logger: log, Cache: controller.CacheOptions(o.namespaces),
+		Scheme: controller.Scheme(), Logger: log, Cache: controller.CacheOptions(o.Namespaces),
 		Metrics:                metricsserver.Options{BindAddress: o.metricsAddress},
 		HealthProbeBindAddress: o.healthAddress,
 		LeaderElection:         o.leaderElection, LeaderElectionID: "theseus-operator", LeaderElectionNamespace: o.leaderNamespace,

@@ -42,6 +42,8 @@ type Options struct {
 	OperandImage string
 	// ClusterDomain is the cluster's DNS domain. Default cluster.local.
 	ClusterDomain string
+	// Namespaces that are watched; empty is all. CacheOptions must be given the same.
+	Namespaces []string
 	// Workers is how many objects of a kind are worked on at once. Default 8.
 	Workers int
 	// Clock is the source of all time.
@@ -55,8 +57,6 @@ type Options struct {
 	// Timeouts of replacements and Limits of the ledger; zero fields are the defaults.
 	Timeouts replacementrules.Timeouts
 	Limits   ledger.Limits
-	// Evidence of condemned instances is taken by; nil takes none.
-	Evidence replacement.EvidenceCollector
 	// ReplacementPoint is called at the fault points of replacements. For tests.
 	ReplacementPoint func(rp *v1alpha1.Replacement, point string) error
 	// Agents calls agents; nil means over the network with certificates of the database. Tests replace it.
@@ -173,7 +173,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 		}).SetupWithManager,
 		"shard": shards.SetupWithManager,
 		"replacement": (&replacement.Reconciler{
-			Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Observer: watching, Recorder: recorder, Clock: opts.Clock,
+			Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Namespaces: opts.Namespaces, Observer: watching, Recorder: recorder, Clock: opts.Clock,
 			Params: opts.Params, Timeouts: opts.Timeouts, Limits: opts.Limits, Evidence: opts.Evidence,
 			Point: opts.ReplacementPoint,
 		}).SetupWithManager,

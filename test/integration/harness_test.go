@@ -77,6 +77,7 @@ func (b *bed) operator(name string, change ...func(*controller.Options)) (stop f
 	opts := controller.Options{
 		OperandImage: "theseus.local/operand:pg%d", ClusterDomain: "cluster.local", Workers: 2, Params: params(),
 		Agents: b.fleet.dial, Stream: b.fleet.stream, Name: name,
+		Namespaces: []string{b.namespace},
 	}
 	for _, c := range change {
 		c(&opts)

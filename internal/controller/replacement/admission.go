@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -15,19 +16,19 @@ import (
 // askLedger asks whether the replacement may begin, as if everything more urgent that waits had begun before. The
 // Replacements are read with read; what they are about is read from the cache.
 func (r *Reconciler) askLedger(ctx context.Context, read client.Reader, w *world, rp *v1alpha1.Replacement) error {
-	all := &v1alpha1.ReplacementList{}
-	if err := read.List(ctx, all); err != nil {
+	all, err := r.all(ctx, read)
+	if err != nil {
 		return err
 	}
 	f, err := r.fleet(ctx)
 	if err != nil {
 		return err
 	}
-	account := r.account(f, all.Items)
+	account := r.account(f, all)
 	var requests []ledger.Request
 	mine := -1
-	for i := range all.Items {
-		other := &all.Items[i]
+	for i := range all {
+		other := &all[i]
 		if finished(other) || other.Status.AdmittedAt != nil || !other.DeletionTimestamp.IsZero() {
 			continue
 		}
@@ -47,6 +48,23 @@ func (r *Reconciler) askLedger(ctx context.Context, read client.Reader, w *world
 	w.why = string(v.Why)
 	w.observed.Ledger = replacement.Ledger{Allowed: v.Allowed, Message: v.Message, Retry: v.Retry}
 	return nil
+}
+
+// all are the Replacements of the namespaces that are watched.
+func (r *Reconciler) all(ctx context.Context, read client.Reader) ([]v1alpha1.Replacement, error) {
+	namespaces := r.Namespaces
+	if len(namespaces) == 0 {
+		namespaces = []string{metav1.NamespaceAll}
+	}
+	var out []v1alpha1.Replacement
+	for _, ns := range namespaces {
+		list := &v1alpha1.ReplacementList{}
+		if err := read.List(ctx, list, client.InNamespace(ns)); err != nil {
+			return nil, err
+		}
+		out = append(out, list.Items...)
+	}
+	return out, nil
 }
 
 func (w *world) healthy() int {

@@ -31,10 +31,12 @@ import (
 type Reconciler struct {
 	Client client.Client
 	// Live reads from the API server itself.
-	Live     client.Reader
-	Observer *observer.Observer
-	Recorder recorder.EventRecorder
-	Clock    clock.PassiveClock
+	Live client.Reader
+	// Namespaces that are watched; empty is all. What happens in others draws on another ledger.
+	Namespaces []string
+	Observer   *observer.Observer
+	Recorder   recorder.EventRecorder
+	Clock      clock.PassiveClock
 	// Params of the shard controller, whose eyes are used.
 	Params shard.Params
 	// Timeouts of the steps; zero fields are the defaults. A Seed of zero follows the size of the data.
