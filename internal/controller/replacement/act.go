@@ -6,14 +6,11 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
-	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/controller/shard"
-	"theseus.dev/theseus/internal/names"
 	"theseus.dev/theseus/internal/replacement"
 )
 
@@ -55,49 +52,21 @@ func (r *Reconciler) surge(ctx context.Context, w *world, rp *v1alpha1.Replaceme
 // reparentPause is the time between a reparent that failed and the next, doubling: what was missing may come.
 const reparentPause = 2 * time.Second
 
-// reparent asks for a reparent away from the instance. Two requests for one term are one: the name is the lock.
+// reparent asks for a reparent away from the instance.
 func (r *Reconciler) reparent(ctx context.Context, w *world, rp *v1alpha1.Replacement, a replacement.Action) error {
 	failures := w.observed.Reparent.Failures
 	if failures > 0 && r.Clock.Since(w.failed) < reparentPause<<min(failures-1, 5) {
 		return nil
 	}
-	live := &v1alpha1.Shard{}
-	if err := r.Live.Get(ctx, client.ObjectKeyFromObject(w.shard), live); err != nil {
-		return err
-	}
-	if shard.RecordOf(live).Primary() != a.Instance {
-		return nil // somebody else was faster
-	}
-	term := live.Status.Term
-	for i := range w.reparents {
-		term = max(term, w.reparents[i].Spec.Term)
-	}
-	one := &v1alpha1.Reparent{
-		ObjectMeta: metav1.ObjectMeta{
-			Namespace: rp.Namespace, Name: names.Reparent(w.shard.Name, uint64(term+1)),
-			Labels: map[string]string{
-				v1alpha1.LabelDatabase: w.shard.Spec.Database, v1alpha1.LabelShard: w.shard.Name, v1alpha1.LabelReplacement: rp.Name,
-			},
-		},
-		Spec: v1alpha1.ReparentSpec{
-			Shard: w.shard.Name, Term: term + 1, Kind: v1alpha1.ReparentPlanned, Reason: string(rp.Spec.Reason),
-			AwayFrom: a.Instance, ExpectPrimary: a.Instance,
-		},
-	}
+	spec := v1alpha1.ReparentSpec{Kind: v1alpha1.ReparentPlanned, Reason: string(rp.Spec.Reason), AwayFrom: a.Instance, ExpectPrimary: a.Instance}
 	if a.Kind == replacement.Emergency {
-		one.Spec.Kind = v1alpha1.ReparentEmergency
+		spec.Kind = v1alpha1.ReparentEmergency
 	}
 	// The successor is the youngest there is. When it could not take over, the best placed of all may.
 	if failures == 0 {
-		one.Spec.To = a.To
+		spec.To = a.To
 	}
-	if err := controllerutil.SetControllerReference(w.shard, one, r.Client.Scheme()); err != nil {
-		return err
-	}
-	err := r.Client.Create(ctx, one)
-	if apierrors.IsAlreadyExists(err) {
-		return nil // a reparent is under way that the cache does not show yet
-	}
+	_, err := shard.AskReparent(ctx, r.Client, r.Live, client.ObjectKeyFromObject(w.shard), spec, rp.Name)
 	return err
 }
 
