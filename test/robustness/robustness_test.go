@@ -27,8 +27,9 @@ const (
 	// wholeLimit is how long after a fault was undone the shard must be whole, with all it takes to seed an instance on a busy
 	// machine.
 	wholeLimit = 4 * time.Minute
-	// undoLimit bounds the undoing of a fault.
-	undoLimit = 2 * time.Minute
+	// undoLimit bounds the undoing of a step's faults, undoOne one attempt at one of them.
+	undoLimit = 3 * time.Minute
+	undoOne   = 30 * time.Second
 	// removeLimit bounds the deletion of a run's Database.
 	removeLimit = 2 * time.Minute
 	// secondLimit bounds the injection of a fault on top of another one, which may make that hang.

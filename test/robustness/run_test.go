@@ -207,10 +207,14 @@ func (r *run) undo(ctx context.Context, undos []faults.Undo, s stepReport) {
 	ctx, cancel := context.WithTimeout(ctx, undoLimit)
 	defer cancel()
 	undos = slices.DeleteFunc(undos, func(u faults.Undo) bool { return u == nil })
+	slices.Reverse(undos)
 	err := labkit.Poll(ctx, time.Second, func(ctx context.Context) (bool, string, error) {
 		var last error
 		undos = slices.DeleteFunc(undos, func(u faults.Undo) bool {
-			err := u(ctx)
+			// A look into a machine that cannot be reached hangs.
+			one, cancel := context.WithTimeout(ctx, undoOne)
+			defer cancel()
+			err := u(one)
 			if err != nil {
 				last = err
 			}
