@@ -23,7 +23,8 @@ func main() {
 
 func run() error {
 	gateway := clients.Endpoint{Name: "gateway", DSN: os.Getenv("GATEWAY_URL"), Timeout: 10 * time.Second}
-	direct := clients.Endpoint{Name: "direct", DSN: os.Getenv("DIRECT_URL"), Timeout: 3 * time.Second, Cancels: true}
+	// Impatient enough to cancel commits that wait for standbys before another primary is made.
+	direct := clients.Endpoint{Name: "direct", DSN: os.Getenv("DIRECT_URL"), Timeout: time.Second, Cancels: true}
 	c := clients.Config{SetupTimeout: time.Minute, AuditTimeout: 2 * time.Minute, Live: os.Stderr}
 	flag.IntVar(&gateway.Clients, "gateway", 6, "clients that go through the gateways")
 	flag.IntVar(&direct.Clients, "direct", 4, "clients that go to the primary")
