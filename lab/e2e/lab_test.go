@@ -189,6 +189,7 @@ func TestLab(t *testing.T) {
 		{"client", l.testClient},
 		{"image load", func(t *testing.T) { l.testImages(t, dir) }},
 		{"node add and remove", l.testAddRemove},
+		{"node replace", l.testReplace},
 		{"cut and heal", l.testCut},
 		{"cut between two", l.testCutPeer},
 		{"freeze and thaw", l.testFreeze},

@@ -23,6 +23,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
@@ -50,6 +51,14 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
 		Build(r)
 	if err != nil {
+		return err
+	}
+	// A replica that leads no longer knows nothing of drains.
+	if err := mgr.Add(manager.RunnableFunc(func(ctx context.Context) error {
+		<-ctx.Done()
+		draining.Reset()
+		return nil
+	})); err != nil {
 		return err
 	}
 	return mgr.Add(&marks{controller: c, mgr: mgr, clock: r.Clock})
@@ -97,15 +106,17 @@ const (
 func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reconcile.Result, error) {
 	node := &corev1.Node{}
 	if err := r.Client.Get(ctx, req.NamespacedName, node); err != nil {
+		count(req.Name, 0)
 		return reconcile.Result{}, client.IgnoreNotFound(err) // instances of a node that is gone are not drained but lost
 	}
 	pods, err := request.Requests{Client: r.Client}.Instances(ctx, node.Name)
 	if err != nil || len(pods) == 0 {
+		count(node.Name, 0)
 		return reconcile.Result{}, err
 	}
 	m, errs := r.find(ctx, node)
 	now := r.Clock.Now()
-	next := quietInterval
+	next, leaving := quietInterval, 0
 	for i := range pods {
 		if pods[i].DeletionTimestamp != nil {
 			continue
@@ -113,12 +124,14 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		w := Decide(node, m, &pods[i], now)
 		if w.Why != "" {
 			next = min(next, busyInterval)
+			leaving++
 		}
 		if left := w.Until.Sub(now); !w.Until.IsZero() && left < next {
 			next = max(left, time.Second)
 		}
 		errs = errors.Join(errs, r.apply(ctx, node, &pods[i], w, now))
 	}
+	count(node.Name, leaving)
 	return reconcile.Result{RequeueAfter: next}, errs
 }
 

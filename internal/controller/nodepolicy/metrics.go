@@ -41,6 +41,13 @@ func init() {
 	metrics.Registry.MustRegister(rotationsTotal, refusalsTotal)
 }
 
+// reset ends the gauges of every policy: a replica that leads no longer knows nothing of them.
+func reset() {
+	for _, g := range gauges() {
+		g.Reset()
+	}
+}
+
 // forget ends the gauges of a policy that is gone.
 func forget(policy string) {
 	for _, g := range gauges() {

@@ -42,7 +42,7 @@ func root(out io.Writer) *cobra.Command {
 		name = plan.DefaultLab
 	}
 	cmd.PersistentFlags().StringVar(&a.name, "name", name, "which lab; several can run side by side (also THESEUS_LAB)")
-	cmd.AddCommand(a.up(), a.down(), a.clean(), a.status(), a.kubeconfig(), a.image(), a.node(), a.volume(), a.controlPlane(), a.client(), a.daemon())
+	cmd.AddCommand(a.up(), a.down(), a.clean(), a.status(), a.kubeconfig(), a.image(), a.node(), a.volume(), a.controlPlane(), a.machineWebhook(), a.client(), a.daemon())
 	return cmd
 }
 
@@ -149,6 +149,13 @@ func (a *app) controlPlane() *cobra.Command {
 		}),
 	})
 	return cmd
+}
+
+func (a *app) machineWebhook() *cobra.Command {
+	return &cobra.Command{
+		Use: "machine-webhook", Short: "Print the URL at which Theseus, inside the lab, has nodes replaced", Args: cobra.NoArgs,
+		Run: func(*cobra.Command, []string) { fmt.Fprintln(a.out, cluster.MachineWebhook()) },
+	}
 }
 
 func (a *app) client() *cobra.Command {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -20,7 +21,7 @@ func claim(name string) string {
 
 func (a *app) node() *cobra.Command {
 	cmd := &cobra.Command{Use: "node", Short: "Nodes: add, remove, break, mend"}
-	cmd.AddCommand(a.nodeAdd(), a.nodeCut(), a.nodeHeal(), a.nodeExec(), &cobra.Command{
+	cmd.AddCommand(a.nodeAdd(), a.nodeCut(), a.nodeHeal(), a.nodeExec(), a.nodeReplace(), &cobra.Command{
 		Use: "list", Short: "Show the nodes", Args: cobra.NoArgs,
 		RunE: a.with(func(cmd *cobra.Command, c *cluster.Cluster, _ []string) error {
 			return c.NodeList(cmd.Context(), a.out)
@@ -63,6 +64,22 @@ func (a *app) nodeAdd() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&o.Zone, "zone", "", "one of "+strings.Join(plan.Zones(), ", ")+" (default: the one with the fewest nodes)")
 	nodeFlags(cmd, &o)
+	return cmd
+}
+
+func (a *app) nodeReplace() *cobra.Command {
+	var drain time.Duration
+	cmd := &cobra.Command{
+		Use: "replace NAME", Short: "Make a new node in the same zone, drain the old one and take it away; the last line printed is the new name", Args: cobra.ExactArgs(1),
+		RunE: a.with(func(cmd *cobra.Command, c *cluster.Cluster, args []string) error {
+			name, err := c.NodeReplace(cmd.Context(), args[0], drain)
+			if err == nil {
+				fmt.Fprintln(a.out, name)
+			}
+			return err
+		}),
+	}
+	cmd.Flags().DurationVar(&drain, "drain-timeout", cluster.DrainLimit, "how long Pods may take to leave; then the old node stays, cordoned")
 	return cmd
 }
 

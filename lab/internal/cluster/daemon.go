@@ -16,7 +16,8 @@ import (
 )
 
 // Daemon does what somebody has to keep doing while a lab is up: it offers the
-// API on loopback, keeps the client's Service rules, and provisions volumes. It
+// API on loopback, keeps the client's Service rules, provisions volumes, and
+// answers calls about machines. It
 // runs until ctx ends. What it set up stays in force if it dies; `up` restarts it.
 func (c *Cluster) Daemon(ctx context.Context, log *slog.Logger) error {
 	lab, err := c.store.Load()
@@ -45,6 +46,7 @@ func (c *Cluster) Daemon(ctx context.Context, log *slog.Logger) error {
 				return network.NFT(ctx, c.name, plan.ClientName, rules)
 			}, log)
 		},
+		"machines": func(ctx context.Context) error { return c.serveMachines(ctx, log) },
 		"volumes": func(ctx context.Context) error {
 			return volume.Run(ctx, volume.Config{
 				Kubeconfig: c.KubeconfigPath(), StateDir: c.volumeDir(), Nodes: c.volumeNodes, Log: log,

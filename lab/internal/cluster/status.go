@@ -36,6 +36,7 @@ func (c *Cluster) Status(ctx context.Context, out io.Writer) error {
 	fmt.Fprintf(out, "daemon         %s\n", daemon)
 	fmt.Fprintf(out, "API            https://127.0.0.1:%d\n", lab.APIPort)
 	fmt.Fprintf(out, "kubeconfig     %s\n", c.KubeconfigPath())
+	fmt.Fprintf(out, "machines       %s (from inside)\n", MachineWebhook())
 	fmt.Fprintf(out, "logs           %s/NODE/log\n", c.store.Dir("machines"))
 	for _, cut := range lab.Cuts {
 		fmt.Fprintf(out, "cut            %s\n", describeCut(cut))

@@ -36,6 +36,8 @@ var (
 const (
 	// APIPort is where the API server listens, inside the lab.
 	APIPort = 6443
+	// MachinePort is where the control plane answers calls about machines.
+	MachinePort = 7400
 	// ClusterDomain is the DNS domain of Services and Pods.
 	ClusterDomain = "cluster.local"
 	// MaxIndex is the largest node index the address plan has room for: the

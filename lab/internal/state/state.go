@@ -58,8 +58,12 @@ type Machine struct {
 	Images []string `json:"images,omitempty"`
 	// CPU and Memory cap what the kubelet offers to Pods, as Kubernetes
 	// quantities; empty means all the machine has.
-	CPU     string    `json:"cpu,omitempty"`
-	Memory  string    `json:"memory,omitempty"`
+	CPU    string `json:"cpu,omitempty"`
+	Memory string `json:"memory,omitempty"`
+	// Successor is the node that was made to stand in for this one.
+	Successor string `json:"successor,omitempty"`
+	// Spare is true for a successor that was not needed after all.
+	Spare   bool      `json:"spare,omitempty"`
 	Created time.Time `json:"created"`
 }
 
