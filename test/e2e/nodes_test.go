@@ -1,0 +1,242 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/labkit"
+)
+
+// drain runs what a person runs; it ends by itself, or at the limit.
+func (f *fixture) drain(limit time.Duration, nodes ...string) (string, error) {
+	args := append([]string{"drain", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=" + limit.String()}, nodes...)
+	return kit.Kubectl(f.ctx, args...)
+}
+
+// drained drains nodes and requires that it ends well, with nothing of the database left on them.
+func (f *fixture) drained(nodes ...string) time.Duration {
+	f.t.Helper()
+	start := time.Now()
+	out, err := f.drain(3*time.Minute, nodes...)
+	require.NoError(f.t, err, out)
+	for _, in := range f.instances() {
+		require.NotContains(f.t, nodes, f.nodeOf(in))
+	}
+	return time.Since(start)
+}
+
+func (f *fixture) cordon(nodes ...string) {
+	f.t.Helper()
+	_, err := kit.Kubectl(f.ctx, append([]string{"cordon"}, nodes...)...)
+	require.NoError(f.t, err)
+}
+
+// uncordon also at the end of a test, for the ones that come after.
+func (f *fixture) uncordon(nodes ...string) {
+	f.t.Helper()
+	for _, n := range nodes {
+		if slices.Contains(f.nodes(), n) {
+			_, err := kit.Kubectl(f.ctx, "uncordon", n)
+			require.NoError(f.t, err)
+		}
+	}
+}
+
+func (f *fixture) nodes() []string {
+	f.t.Helper()
+	list := &corev1.NodeList{}
+	require.NoError(f.t, kit.Client.List(f.ctx, list))
+	var out []string
+	for i := range list.Items {
+		out = append(out, list.Items[i].Name)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// whole waits until the shard has so many members again besides its primary, and nothing is being replaced.
+func (f *fixture) whole(members int) {
+	f.t.Helper()
+	f.eventually("the shard is whole again", func(s *v1alpha1.Shard) bool {
+		return settled(s, members) && len(f.instances()) == members+1 && len(f.replacing()) == 0
+	})
+}
+
+// replacing are the Replacements that are not over.
+func (f *fixture) replacing() []v1alpha1.Replacement {
+	f.t.Helper()
+	list := &v1alpha1.ReplacementList{}
+	require.NoError(f.t, kit.Client.List(f.ctx, list, client.InNamespace(f.namespace)))
+	return slices.DeleteFunc(list.Items, func(r v1alpha1.Replacement) bool { return r.Status.Outcome != "" })
+}
+
+// kubectl drain of the primary's node ends by itself; then of three nodes, one after another.
+func TestDrainOfNodes(t *testing.T) {
+	f := newFixture(t, nil)
+	f.waitReady()
+	load := f.startLoad()
+	defer func() { f.uncordon(f.nodes()...) }()
+	for i := range 4 {
+		node := f.nodeOf(current(f.shard()).Primary)
+		what := "the primary's node"
+		if i > 1 { // and of standbys
+			node, what = f.nodeOf(current(f.shard()).Members[0]), "a standby's node"
+		}
+		measured(t, "drain of %s took %.1f s", what, f.drained(node).Seconds())
+		f.whole(2)
+		f.uncordon(node)
+	}
+	load.stopAndVerify(noErrors)
+}
+
+// Every node at once, with as many new ones: the instances go one at a time, and the drain ends by itself.
+func TestDrainOfAllNodes(t *testing.T) {
+	f := newFixture(t, nil)
+	f.waitReady()
+	load := f.startLoad()
+	old := f.nodes()
+	for range old {
+		f.lab("node", "add")
+	}
+	measured(t, "drain of all %d nodes at once took %.1f s", len(old), f.drained(old...).Seconds())
+	f.whole(2)
+	load.stopAndVerify(noErrors)
+	for _, n := range old {
+		f.lab("node", "remove", n)
+	}
+}
+
+// With no room elsewhere the drain waits, says what for, and the database goes on serving. Room ends it.
+func TestDrainWithoutRoom(t *testing.T) {
+	f := newFixture(t, nil)
+	f.waitReady()
+	var free []string
+	used := map[string]bool{}
+	for _, in := range f.instances() {
+		used[f.nodeOf(in)] = true
+	}
+	for _, n := range f.nodes() {
+		if !used[n] {
+			free = append(free, n)
+		}
+	}
+	require.NotEmpty(t, free)
+	load := f.startLoad()
+	defer func() { f.uncordon(f.nodes()...) }()
+	f.cordon(free...)
+	node := f.nodeOf(current(f.shard()).Members[0])
+	_, err := f.drain(20*time.Second, node)
+	require.Error(t, err)
+	require.Contains(t, err.Error(), "moved to another node first")
+	require.Len(t, f.instances(), 3+len(f.surging()), "nobody went")
+	rps := f.replacing()
+	require.Len(t, rps, 1)
+	require.NotEmpty(t, rps[0].Status.Waiting+rps[0].Status.Message, "it says what it waits for")
+	measured(t, "with no room: %s: %s %s", rps[0].Status.Phase, rps[0].Status.Waiting, rps[0].Status.Message)
+	f.uncordon(free...)
+	f.drained(node)
+	f.whole(2)
+	load.stopAndVerify(noErrors)
+}
+
+// surging are successors that have not taken over.
+func (f *fixture) surging() []string {
+	f.t.Helper()
+	var out []string
+	for _, r := range f.replacing() {
+		if slices.Contains(f.instances(), r.Status.Successor) {
+			out = append(out, r.Status.Successor)
+		}
+	}
+	return out
+}
+
+// A cordon says that nothing new should come, not that what is there should go.
+func TestABareCordonMovesNothing(t *testing.T) {
+	f := newFixture(t, nil)
+	f.waitReady()
+	before := f.instances()
+	defer func() { f.uncordon(f.nodes()...) }()
+	f.cordon(f.nodes()...)
+	time.Sleep(15 * time.Second)
+	require.ElementsMatch(t, before, f.instances())
+	require.Empty(t, f.replacing())
+}
+
+// An only instance is moved as well: there are two for a moment.
+func TestASingleInstanceDrains(t *testing.T) {
+	f := newFixture(t, func(db *v1alpha1.Database) { db.Spec.Instances = 1 })
+	f.waitReady()
+	load := f.startLoad()
+	defer func() { f.uncordon(f.nodes()...) }()
+	old := f.instances()
+	measured(t, "drain of the only instance's node took %.1f s", f.drained(f.nodeOf(old[0])).Seconds())
+	f.whole(0)
+	require.NotEqual(t, old, f.instances())
+	load.stopAndVerify(noErrors)
+}
+
+// Nodes live for minutes: every node there is is replaced by a new machine, with a new name in the same zone.
+func TestEveryNodeIsReplaced(t *testing.T) {
+	f := newFixture(t, nil)
+	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
+	defer cancel()
+	f.ctx = ctx
+	f.waitReady()
+	old, first := f.nodes(), f.instances()
+	load := f.startLoad()
+	const maxAge = 4 * time.Minute
+	p := &v1alpha1.NodePolicy{ObjectMeta: metav1.ObjectMeta{Name: "all"}, Spec: v1alpha1.NodePolicySpec{
+		MaxAge: metav1.Duration{Duration: maxAge}, Budget: intstr.FromInt32(1),
+		Machine: v1alpha1.MachineSpec{Provider: v1alpha1.MachineWebhook, Webhook: &v1alpha1.MachineWebhookSpec{
+			URL: strings.TrimSpace(f.lab("machine-webhook")),
+		}},
+	}}
+	require.NoError(t, kit.Client.Create(f.ctx, p))
+	defer func() {
+		clean, done := context.WithTimeout(context.Background(), time.Minute)
+		defer done()
+		require.NoError(t, client.IgnoreNotFound(kit.Client.Delete(clean, p)))
+		require.NoError(t, labkit.Poll(clean, time.Second, func(ctx context.Context) (bool, string, error) {
+			err := kit.Client.Get(ctx, client.ObjectKeyFromObject(p), &v1alpha1.NodePolicy{})
+			return client.IgnoreNotFound(err) == nil && err != nil, "the NodePolicy is still there", client.IgnoreNotFound(err)
+		}))
+		f.uncordon(f.nodes()...)
+	}()
+	start, oldest := time.Now(), time.Duration(0)
+	f.eventually("every node is another one", func(*v1alpha1.Shard) bool {
+		require.NoError(t, kit.Client.Get(f.ctx, client.ObjectKeyFromObject(p), p))
+		if p.Status.OldestNode != nil {
+			oldest = max(oldest, time.Since(p.Status.OldestNode.Time))
+		}
+		return !slices.ContainsFunc(f.nodes(), func(n string) bool { return slices.Contains(old, n) })
+	})
+	for _, in := range first {
+		require.NotContains(t, f.instances(), in)
+	}
+	measured(t, "%d nodes replaced in %.0f s; oldest %.0f s of %.0f s allowed; %s", len(old), time.Since(start).Seconds(),
+		oldest.Seconds(), maxAge.Seconds(), planSays(p))
+	load.stopAndVerify(noErrors)
+}
+
+func planSays(p *v1alpha1.NodePolicy) string {
+	c := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionPlanHolds)
+	if c == nil {
+		return "no plan"
+	}
+	return fmt.Sprintf("plan holds: %s, %s", c.Status, c.Message)
+}
