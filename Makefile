@@ -26,7 +26,7 @@ demo: packages binaries images $(BIN)/theseus-demo ## Start a lab, install These
 	$(BIN)/theseus-demo --cluster=$(or $(CLUSTER),lab) $(if $(IMAGE),--image=$(IMAGE)) $(if $(STORY),--story=$(STORY))
 
 .PHONY: test
-test: packages lint test-unit test-integration test-lab test-e2e ## Everything: lint, unit, integration (real API server, PostgreSQL, PgBouncer), lab and end-to-end tests
+test: packages lint test-unit test-integration test-karpenter test-lab test-e2e ## Everything: lint, unit, integration (real API server, PostgreSQL, PgBouncer), lab and end-to-end tests
 	@echo "make test: all passed"
 
 .PHONY: clean-lab
@@ -41,8 +41,8 @@ help: ## List the targets
 .PHONY: lint
 lint: $(BIN)/tools/staticcheck $(BIN)/tools/gofumpt ## gofumpt, vet and staticcheck over every module
 	@echo "lint: gofumpt"; out=$$($(BIN)/tools/gofumpt -l $$(git ls-files -co --exclude-standard '*.go' | grep -v -e zz_generated -e '\.pb\.go$$')); if [ -n "$$out" ]; then echo "not formatted (run make fmt):"; echo "$$out"; exit 1; fi
-	@echo "lint: vet"; go vet -tags integration,e2e ./... && (cd lab && CGO_ENABLED=0 go vet -tags e2e $$(go list ./... | grep -v /cmd/))
-	@echo "lint: staticcheck"; $(BIN)/tools/staticcheck -tags integration,e2e ./... && (cd lab && CGO_ENABLED=0 $(abspath $(BIN))/tools/staticcheck -tags e2e $$(go list ./... | grep -v /cmd/))
+	@echo "lint: vet"; go vet -tags integration,e2e,karpenter ./... && (cd lab && CGO_ENABLED=0 go vet -tags e2e $$(go list ./... | grep -v /cmd/))
+	@echo "lint: staticcheck"; $(BIN)/tools/staticcheck -tags integration,e2e,karpenter ./... && (cd lab && CGO_ENABLED=0 $(abspath $(BIN))/tools/staticcheck -tags e2e $$(go list ./... | grep -v /cmd/))
 
 .PHONY: test-unit
 test-unit: ## Unit tests with the race detector
@@ -52,6 +52,10 @@ test-unit: ## Unit tests with the race detector
 .PHONY: test-integration
 test-integration: packages $(BIN)/kube $(BIN)/etcd $(BIN)/kubectl $(BIN)/theseus images image-operand-15 ## Against a real kube-apiserver and etcd, real PostgreSQL, real PgBouncer
 	KUBEBUILDER_ASSETS=$(abspath $(BIN)) go test -tags integration -timeout 15m -count 1 -p 1 $$(grep -rl --include='*_test.go' '^//go:build integration' images internal test | xargs -n1 dirname | sort -u | sed 's|^|./|')
+
+.PHONY: test-karpenter
+test-karpenter: packages $(BIN)/kube $(BIN)/etcd $(BIN)/tools/karpenter-kwok ## Drains and expiry of nodes against Karpenter's own controllers (its KWOK provider)
+	KUBEBUILDER_ASSETS=$(abspath $(BIN)) go test -tags integration,karpenter -timeout 10m -count 1 -run KarpenterItself ./test/integration
 
 .PHONY: test-lab
 test-lab: packages lab-binaries ## Every verb of the lab
@@ -100,6 +104,13 @@ $(BIN)/theseus-instance: $(GO_SOURCES)
 $(BIN)/helm: tools/helm/go.mod tools/helm/go.sum
 	@mkdir -p $(BIN)
 	cd tools/helm && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(abspath $@) helm.sh/helm/v4/cmd/helm && touch $(abspath $@)
+
+# The version that the tests know the checksum of.
+$(BIN)/tools/karpenter-kwok: test/integration/modules_test.go
+	@mkdir -p $(BIN)/tools/karpenter
+	version=$$(sed -n 's/.*"sigs.k8s.io\/karpenter", "\([^"]*\)".*/\1/p' $<) && test -n "$$version" && \
+		cd / && GOBIN=$(abspath $(BIN))/tools/karpenter CGO_ENABLED=0 go install -trimpath -ldflags '-s -w' sigs.k8s.io/karpenter/kwok@$$version
+	mv $(BIN)/tools/karpenter/kwok $@ && rmdir $(BIN)/tools/karpenter && touch $@
 
 $(BIN)/tools/staticcheck $(BIN)/tools/gofumpt $(BIN)/tools/controller-gen $(BIN)/tools/protoc-gen-go $(BIN)/tools/protoc-gen-go-grpc &: tools/go.mod tools/go.sum
 	@mkdir -p $(BIN)/tools
