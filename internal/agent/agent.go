@@ -64,6 +64,7 @@ type live struct {
 	role        agentpb.Role
 	established bool
 	draining    bool
+	drains      int // how often a drain was begun, or overtaken by a stop
 	exit        string
 	message     string
 	started     time.Time

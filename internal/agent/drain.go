@@ -2,7 +2,10 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"time"
+
+	"google.golang.org/grpc/status"
 
 	"theseus.dev/theseus/internal/agentapi/agentpb"
 )
@@ -13,10 +16,16 @@ const (
 	settle = 30 * time.Millisecond
 	// drainLook is the time between two looks.
 	drainLook = 3 * time.Millisecond
+	// drainLease is how long a drain that is over waits for the Demote, or another Drain: longer than a coordinator needs to
+	// look at the candidate once more, or to choose another one.
+	drainLease = 5 * time.Second
 )
 
 // Drain implements the RPC. Sessions that still have a transaction open at the end are terminated: never cancelled,
 // because cancelling one that waits for acknowledgement would tell its client that it was committed.
+//
+// A coordinator that dies leaves a drain behind, and clients waiting. One that dies while it waits takes its call along:
+// the drain is taken back at once, and nobody is terminated. After that it is taken back when the lease ends.
 func (a *Agent) Drain(ctx context.Context, req *agentpb.DrainRequest) (*agentpb.DrainReply, error) {
 	st := a.snapshot()
 	if err := st.leads(req.GetTerm()); err != nil {
@@ -25,13 +34,20 @@ func (a *Agent) Drain(ctx context.Context, req *agentpb.DrainRequest) (*agentpb.
 	a.hub.forgetPauses()
 	a.mu.Lock()
 	a.live.draining = a.live.role == agentpb.Role_PRIMARY
+	a.live.drains++
+	turn := a.live.drains
 	a.mu.Unlock()
 	a.publish()
+	time.AfterFunc(time.Duration(req.GetTimeoutMs())*time.Millisecond+drainLease, func() { a.endDrain(turn) })
 	limit, cancel := context.WithTimeout(ctx, time.Duration(req.GetTimeoutMs())*time.Millisecond)
 	defer cancel()
 	pending, err := a.awaitQuiet(limit, req.GetTerm())
 	if err != nil {
 		return nil, failed(err)
+	}
+	if errors.Is(ctx.Err(), context.Canceled) {
+		a.endDrain(turn)
+		return nil, status.FromContextError(ctx.Err()).Err()
 	}
 	if limit.Err() == nil {
 		return &agentpb.DrainReply{}, nil
@@ -91,7 +107,22 @@ func (a *Agent) Undrain(_ context.Context, req *agentpb.UndrainRequest) (*agentp
 		return nil, err
 	}
 	a.mu.Lock()
-	a.live.draining = false
+	turn := a.live.drains
 	a.mu.Unlock()
+	a.endDrain(turn)
 	return a.commandReply(), nil
+}
+
+// endDrain takes a drain back, unless another one or a stop has begun since.
+func (a *Agent) endDrain(turn int) {
+	a.mu.Lock()
+	mine := a.live.drains == turn && a.live.draining && a.live.role == agentpb.Role_PRIMARY && !a.live.stopping
+	if mine {
+		a.live.draining = false
+	}
+	a.mu.Unlock()
+	if mine {
+		a.log.Info("the drain is taken back")
+		a.publish()
+	}
 }

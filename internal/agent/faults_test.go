@@ -516,3 +516,38 @@ func TestRotationReachesPostgres(t *testing.T) {
 		require.NoError(t, err)
 	}
 }
+
+func TestADrainThatNobodyEndsIsTakenBack(t *testing.T) {
+	s := newShard(t, "a")
+	a := s.nodes["a"]
+	s.bootstrap("a")
+	ctx := minute(t)
+	conn, err := s.app(ctx, a)
+	require.NoError(t, err)
+	_, err = conn.Exec(ctx, "BEGIN; CREATE TABLE t (id int)")
+	require.NoError(t, err)
+
+	// The coordinator dies while it waits.
+	call, die := context.WithCancel(ctx)
+	time.AfterFunc(200*time.Millisecond, die)
+	_, err = a.client.Drain(call, &agentpb.DrainRequest{Term: 1, TimeoutMs: 20_000})
+	require.Equal(t, codes.Canceled, status.Code(err))
+	require.Eventually(t, func() bool { return !a.status().GetDraining() }, 2*time.Second, 10*time.Millisecond)
+	_, err = conn.Exec(ctx, "COMMIT")
+	require.NoError(t, err, "nobody is terminated for a coordinator that died")
+
+	// It dies after the drain, before the demotion.
+	_, err = a.client.Drain(ctx, &agentpb.DrainRequest{Term: 1, TimeoutMs: 100})
+	require.NoError(t, err)
+	require.True(t, a.status().GetDraining())
+	require.Eventually(t, func() bool { return !a.status().GetDraining() }, 2*drainLease, 50*time.Millisecond)
+
+	// The end of an earlier lease is not the end of a later drain.
+	_, err = a.client.Drain(ctx, &agentpb.DrainRequest{Term: 1, TimeoutMs: 100})
+	require.NoError(t, err)
+	time.Sleep(drainLease / 2)
+	_, err = a.client.Drain(ctx, &agentpb.DrainRequest{Term: 1, TimeoutMs: 100})
+	require.NoError(t, err)
+	time.Sleep(drainLease * 3 / 4)
+	require.True(t, a.status().GetDraining())
+}

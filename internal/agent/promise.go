@@ -218,6 +218,7 @@ func (a *Agent) Demote(ctx context.Context, req *agentpb.DemoteRequest) (*agentp
 func (a *Agent) demote(ctx context.Context, req *agentpb.DemoteRequest) error {
 	a.mu.Lock()
 	a.live.draining = true
+	a.live.drains++ // from here on it is not taken back
 	a.mu.Unlock()
 	a.publish()
 	mode := postgres.Fast
