@@ -14,7 +14,7 @@ const (
 	// power takes with it.
 	logsTogether = 100 * time.Millisecond
 	// logsBytes is the most of one source in one message; with logsTogether it bounds what a flood of lines can cost.
-	logsBytes = 128 << 10
+	logsBytes = 64 << 10
 )
 
 // Logs implements the RPC.

@@ -211,6 +211,11 @@ func (b Bucket) Manifest(ctx context.Context, name string) (Manifest, error) {
 		return Manifest{}, fmt.Errorf("the manifest of %s cannot be read: %w", name, err)
 	}
 	m := Manifest{Incomplete: true}
+	if text, err := bucket.ReadAll(ctx, b.key(name+"/"+subjectName+".json")); err == nil {
+		if err := json.Unmarshal(text, &m.Subject); err != nil {
+			return Manifest{}, fmt.Errorf("the subject of %s is damaged: %w", name, err)
+		}
+	}
 	if m.Items, err = b.Files(ctx, name); err != nil {
 		return Manifest{}, err
 	}

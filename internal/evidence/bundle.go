@@ -74,7 +74,9 @@ type Manifest struct {
 
 const (
 	manifestName = "manifest.json"
-	timeFormat   = "20060102T150405Z"
+	// subjectName + ".json" is stored at once: who a bundle is about is known even if its collector dies.
+	subjectName = "subject"
+	timeFormat  = "20060102T150405Z"
 )
 
 // Name of the bundle of a subject: what `theseus autopsy` is given and prints. It is unique because instance names are.

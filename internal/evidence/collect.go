@@ -82,6 +82,7 @@ func Collect(ctx context.Context, s Subject, sources []Source, store Store, limi
 	defer cancel()
 	c := &collection{names: map[string]bool{}, store: store, prefix: s.Name(), limits: limits, clock: clk}
 	m := Manifest{Version: 1, Subject: s, StartedAt: clk.Now().UTC()}
+	sources = append([]Source{Value(subjectName, s)}, sources...)
 
 	gather, stop := context.WithTimeout(ctx, limits.Deadline-limits.Finish)
 	defer stop()
@@ -95,7 +96,9 @@ func Collect(ctx context.Context, s Subject, sources []Source, store Store, limi
 	pending := map[int]bool{}
 	for i := range sources {
 		pending[i] = true
-		m.Sources = append(m.Sources, sources[i].Name())
+		if i > 0 { // the subject was not asked for
+			m.Sources = append(m.Sources, sources[i].Name())
+		}
 	}
 wait:
 	for len(pending) > 0 {

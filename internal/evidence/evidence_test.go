@@ -173,7 +173,9 @@ func TestAStoreThatFailsIsSaid(t *testing.T) {
 	require.ErrorContains(t, err, "access denied")
 	m, err := Collect(ctx, subject, []Source{text("a.log", "x")}, &broken{manifest: true}, Limits{}, clock.RealClock{})
 	require.NoError(t, err)
-	require.Contains(t, m.Items[0].Error, "access denied")
+	for _, i := range m.Items {
+		require.Contains(t, i.Error, "access denied")
+	}
 }
 
 func TestABundleWhoseCollectorDiedCanBeRead(t *testing.T) {
@@ -183,6 +185,10 @@ func TestABundleWhoseCollectorDiedCanBeRead(t *testing.T) {
 	require.NoError(t, err)
 	require.True(t, m.Incomplete)
 	require.Equal(t, "postgres.log", m.Items[0].Name)
+	require.NoError(t, b.Write(ctx, subject.Name()+"/subject.json", "", strings.NewReader(`{"instance":"db-0-k4x2p","why":"it was silent"}`)))
+	m, err = b.Manifest(ctx, subject.Name())
+	require.NoError(t, err)
+	require.Equal(t, "it was silent", m.Subject.Why, "whom it is about is known from the beginning")
 	list, err := b.List(ctx, "")
 	require.NoError(t, err)
 	require.False(t, list[0].Complete)

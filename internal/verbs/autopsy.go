@@ -14,7 +14,6 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"theseus.dev/theseus/api/v1alpha1"
@@ -44,11 +43,11 @@ func (v *Autopsy) Run(ctx context.Context) error {
 	if strings.Count(v.Name, "/") == 2 {
 		v.Namespace, _, _ = strings.Cut(v.Name, "/") // the full name of a case
 	}
-	name, replacement, err := v.resolve(ctx)
-	if err != nil {
-		return err
-	}
+	name, replacement := v.resolve(ctx)
 	found, err := v.Archive.Fetch(ctx, v.Namespace, name)
+	if errors.Is(err, ErrNothingFound) {
+		found, err = v.fetchReplaced(ctx, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -66,28 +65,28 @@ func (v *Autopsy) Run(ctx context.Context) error {
 }
 
 // resolve finds the instance of a Replacement of that name.
-func (v *Autopsy) resolve(ctx context.Context) (string, *v1alpha1.Replacement, error) {
+func (v *Autopsy) resolve(ctx context.Context) (string, *v1alpha1.Replacement) {
 	if v.Client != nil {
 		r := &v1alpha1.Replacement{}
-		err := v.Client.Get(ctx, client.ObjectKey{Namespace: v.Namespace, Name: v.Name}, r)
-		if err == nil {
-			return r.Spec.Instance, r, nil
-		}
-		if !apierrors.IsNotFound(err) {
-			return v.Name, nil, nil // the archive may know it all the same
+		if err := v.Client.Get(ctx, client.ObjectKey{Namespace: v.Namespace, Name: v.Name}, r); err == nil {
+			return r.Spec.Instance, r
 		}
 	}
-	// A Replacement that is deleted is named in the case.
+	return v.Name, nil // the archive may know it all the same
+}
+
+// fetchReplaced finds the case of a Replacement that is deleted: the case still names it.
+func (v *Autopsy) fetchReplaced(ctx context.Context, nothing error) (*Found, error) {
 	l, err := v.Archive.List(ctx, v.Namespace)
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	for _, c := range l.Cases {
 		if c.Subject != nil && c.Subject.Replacement == v.Name {
-			return c.Name, nil, nil
+			return v.Archive.Fetch(ctx, v.Namespace, c.Name)
 		}
 	}
-	return v.Name, nil, nil
+	return nil, nothing
 }
 
 func (v *Autopsy) list(ctx context.Context) error {
@@ -171,9 +170,14 @@ func describeCase(out *strings.Builder, f *Found) {
 	m := f.Manifest
 	how := "complete"
 	if m.Incomplete {
-		how = "incomplete: the deadline passed, or the collector died"
+		how = "incomplete: the deadline passed"
 	}
-	line("Evidence", fmt.Sprintf("%s, taken in %v", how, m.FinishedAt.Sub(m.StartedAt).Round(time.Millisecond)))
+	if m.FinishedAt.IsZero() {
+		how = "still being taken, or its collector died"
+	} else {
+		how += fmt.Sprintf(", taken in %v", m.FinishedAt.Sub(m.StartedAt).Round(time.Millisecond))
+	}
+	line("Evidence", how)
 	for _, i := range m.Items {
 		text := fmt.Sprintf("%d bytes", i.Size)
 		if i.Truncated {
@@ -249,8 +253,8 @@ func (v *Autopsy) decisions(ctx context.Context, t *timeline, f *Found, replacem
 
 // span is the time a report is about.
 func span(f *Found) (from, to time.Time) {
-	if f.Manifest != nil {
-		return f.Manifest.Subject.DecidedAt.Add(-before), f.Manifest.Subject.DecidedAt.Add(after)
+	if at, err := evidence.CaseTime(f.Case); err == nil {
+		return at.Add(-before), at.Add(after)
 	}
 	if len(f.Trail) == 0 {
 		return from, to

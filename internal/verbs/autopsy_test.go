@@ -103,7 +103,7 @@ func TestAutopsyLists(t *testing.T) {
 	out := show(t, Autopsy{Archive: a})
 	require.Contains(t, out, "db-0-k4x2p")
 	require.Contains(t, out, "PrimaryDead")
-	require.Contains(t, out, "2 items, 1 missing")
+	require.Contains(t, out, "3 items, 1 missing")
 	require.Contains(t, out, "There are trails of ns/db-0-zzzzz")
 }
 
@@ -240,6 +240,23 @@ func TestReplicasThatDoNotAnswer(t *testing.T) {
 	}, "op-1")
 	_, err = empty.Fetch(context.Background(), "ns", "x")
 	require.ErrorIs(t, err, ErrNothingFound)
+}
+
+func TestTheMachineThatIsGoneIsNotWaitedFor(t *testing.T) {
+	full, _ := archive(t)
+	r := replicas(t, func(ctx context.Context, p *corev1.Pod, args []string) ([]byte, error) {
+		if p.Name == "op-1" {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return answer(ctx, full, args)
+	}, "op-1", "op-2")
+	r.Grace = 50 * time.Millisecond
+	begun := time.Now()
+	out := show(t, Autopsy{Archive: r, Name: "db-0-k4x2p"})
+	require.Less(t, time.Since(begun), 10*time.Second)
+	require.Contains(t, out, "the last line")
+	require.Contains(t, out, "1 of 2 replicas of the operator did not answer in time")
 }
 
 func TestAnAnswerThatIsCutShortGivesWhatCame(t *testing.T) {

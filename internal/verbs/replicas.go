@@ -33,6 +33,9 @@ type Replicas struct {
 	Run    Run
 	// Namespace of the operator.
 	Namespace string
+	// Grace is how long the others are waited for once one has answered: the machine of one may be the one that is gone.
+	// Default 5s.
+	Grace time.Duration
 }
 
 // askTimeout bounds one replica's answer.
@@ -137,8 +140,16 @@ func (a Replicas) ask(ctx context.Context, args []string, answer func([]byte) er
 			replies <- reply{p.Name, out, err}
 		}()
 	}
-	for range running {
-		r := <-replies
+	grace := (<-chan time.Time)(nil)
+	for asked := running; asked > 0; asked-- {
+		var r reply
+		select {
+		case r = <-replies:
+		case <-grace:
+			problems = append(problems, fmt.Sprintf("%d of %d replicas of the operator did not answer in time", asked, running))
+			asked = 1
+			continue
+		}
 		if r.err == nil {
 			r.err = answer(r.out)
 		}
@@ -146,7 +157,9 @@ func (a Replicas) ask(ctx context.Context, args []string, answer func([]byte) er
 			problems = append(problems, fmt.Sprintf("%s could not be asked: %v", r.from, r.err))
 			continue
 		}
-		answered++
+		if answered++; grace == nil {
+			grace = time.After(cmp.Or(a.Grace, 5*time.Second))
+		}
 	}
 	slices.Sort(problems)
 	switch {
