@@ -303,7 +303,7 @@ func TestABucketThatFailsLosesNothingThatIsRemembered(t *testing.T) {
 		r.later(time.Second)
 	}
 	require.LessOrEqual(t, r.tapeOf().failures, 6, "it backs off")
-	require.Positive(t, r.tapeOf().waiting(r.clock.Now()), "and says how far behind it is")
+	require.Equal(t, 20*time.Second, r.tapeOf().waiting(r.clock.Now()), "and says how far behind it is")
 	r.opts.Trails = r.bucket.Trails()
 	r.later(time.Minute)
 	require.Contains(t, text(r.stored()), "reset")
@@ -323,6 +323,7 @@ func TestABucketThatHangsHoldsNobodyUp(t *testing.T) {
 	r.later(time.Minute)
 	require.Less(t, time.Since(began), 5*time.Second)
 	require.Zero(t, tp.number)
+	require.Equal(t, time.Minute, tp.waiting(r.clock.Now()))
 	close(release)
 	require.Eventually(t, func() bool { r.later(time.Second); return tp.number > 0 }, 10*time.Second, 10*time.Millisecond)
 }

@@ -86,6 +86,8 @@ type tape struct {
 	unkept bool      // last is not in the ring
 	// pendingSince is when the oldest entry that is not stored came, newsSince the oldest that is more than a sample.
 	pendingSince, newsSince time.Time
+	// writingSince is the pendingSince of what is being written; zero when nothing is.
+	writingSince time.Time
 	urgent                  bool
 	busy                    bool
 	writtenAt, retryAt      time.Time
@@ -209,7 +211,8 @@ func (t *tape) due(now time.Time, p pace, limit int) (batch, bool) {
 	b := batch{statuses: t.statuses.next(), lines: t.lines.next(), number: t.number}
 	b.entries = append(append(b.entries, t.statuses.pending()...), t.lines.pending()...)
 	t.number++
-	t.busy, t.urgent, t.pendingSince, t.newsSince = true, false, time.Time{}, time.Time{}
+	t.busy, t.urgent = true, false
+	t.writingSince, t.pendingSince, t.newsSince = t.pendingSince, time.Time{}, time.Time{}
 	return b, true
 }
 
@@ -217,12 +220,14 @@ func (t *tape) due(now time.Time, p pace, limit int) (batch, bool) {
 func (t *tape) stored(b batch, now time.Time, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.busy = false
+	since := t.writingSince
+	t.busy, t.writingSince = false, time.Time{}
 	if err != nil {
 		t.failures++
 		t.retryAt = now.Add(min(time.Second<<min(t.failures, 6), time.Minute))
 		t.urgent = true // what was due is still due
 		t.note(now, true)
+		t.pendingSince = since
 		return
 	}
 	t.failures, t.retryAt, t.writtenAt = 0, time.Time{}, now
@@ -234,7 +239,10 @@ func (t *tape) stored(b batch, now time.Time, err error) {
 func (t *tape) waiting(now time.Time) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.pendingSince.IsZero() {
+	switch {
+	case t.busy:
+		return now.Sub(t.writingSince)
+	case t.pendingSince.IsZero():
 		return 0
 	}
 	return now.Sub(t.pendingSince)
