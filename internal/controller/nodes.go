@@ -27,7 +27,7 @@ func setupNodes(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 	}
 	n := &nodepolicy.Reconciler{
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Recorder: mgr.GetEventRecorder("theseus"), Clock: opts.Clock,
-		Namespace: opts.Evictions.Namespace,
+		Namespace: opts.Evictions.Namespace, Limits: opts.Limits,
 	}
 	if err := n.SetupWithManager(mgr); err != nil {
 		return fmt.Errorf("controller nodepolicy: %w", err)
