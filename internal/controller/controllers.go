@@ -2,6 +2,7 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -26,6 +27,7 @@ import (
 	"theseus.dev/theseus/internal/controller/database"
 	"theseus.dev/theseus/internal/controller/evictions"
 	"theseus.dev/theseus/internal/controller/gateways"
+	"theseus.dev/theseus/internal/controller/lifetime"
 	"theseus.dev/theseus/internal/controller/observe"
 	"theseus.dev/theseus/internal/controller/reparent"
 	"theseus.dev/theseus/internal/controller/replacement"
@@ -164,6 +166,16 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 			return err
 		}
 	}
+	replacements := &replacement.Reconciler{
+		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Namespaces: opts.Namespaces, Observer: watching, Recorder: recorder, Clock: opts.Clock,
+		Params: opts.Params, Timeouts: opts.Timeouts, Limits: opts.Limits, Evidence: opts.Evidence,
+		Point: opts.ReplacementPoint,
+	}
+	expiry := &lifetime.Expiry{
+		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Recorder: recorder, Clock: opts.Clock,
+		Account: replacements.Account, Freeze: frozen(opts.Limits), Changed: shards.Wake,
+	}
+	replacements.PerHour, shards.Lifetimes = expiry.PerHour, expiry.Conditions
 	for name, setup := range map[string]func(ctrl.Manager, int) error{
 		"observe":  (&observe.Reconciler{Client: mgr.GetClient(), Observer: watching, Clock: opts.Clock}).SetupWithManager,
 		"reparent": (&reparent.Reconciler{Runner: runner}).SetupWithManager,
@@ -171,18 +183,22 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 			Client: mgr.GetClient(), Recorder: recorder, Clock: opts.Clock, ClusterDomain: opts.ClusterDomain,
 			Image: func(major int32) string { return OperandImage(opts.OperandImage, major) },
 		}).SetupWithManager,
-		"shard": shards.SetupWithManager,
-		"replacement": (&replacement.Reconciler{
-			Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Namespaces: opts.Namespaces, Observer: watching, Recorder: recorder, Clock: opts.Clock,
-			Params: opts.Params, Timeouts: opts.Timeouts, Limits: opts.Limits, Evidence: opts.Evidence,
-			Point: opts.ReplacementPoint,
-		}).SetupWithManager,
+		"shard":       shards.SetupWithManager,
+		"replacement": replacements.SetupWithManager, "lifetime": expiry.SetupWithManager,
 	} {
 		if err := setup(mgr, opts.Workers); err != nil {
 			return fmt.Errorf("controller %s: %w", name, err)
 		}
 	}
 	return setupNodes(ctx, mgr, opts)
+}
+
+// frozen is why nothing planned may begin by the ledger's switch.
+func frozen(l ledger.Limits) string {
+	if l.Freeze == ledger.FreezeNone {
+		return ""
+	}
+	return "the freeze switch is set: " + cmp.Or(l.FreezeWhy, "no reason given")
 }
 
 // leading reports whether this replica is the elected leader.

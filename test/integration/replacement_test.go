@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -19,6 +20,7 @@ import (
 	"theseus.dev/theseus/internal/controller"
 	"theseus.dev/theseus/internal/controller/replacement"
 	"theseus.dev/theseus/internal/evidence"
+	"theseus.dev/theseus/internal/ledger"
 	rules "theseus.dev/theseus/internal/replacement"
 )
 
@@ -336,4 +338,79 @@ func (c *collector) Collect(_ context.Context, s evidence.Subject) (string, erro
 	defer c.mu.Unlock()
 	c.n++
 	return "mem://evidence/" + s.Instance, nil
+}
+
+func TestInstancesGoBeforeTheyAreTooOld(t *testing.T) {
+	b := newBed(t)
+	b.operator("op")
+	b.database(func(db *v1alpha1.Database) { db.Spec.Lifetime.MaxAge = metav1.Duration{Duration: time.Minute} })
+	b.untilReady()
+	b.neverFewer(3)
+	before := b.pods()
+	oldest := time.Duration(0)
+	b.until("all of the beginning are gone", func() bool {
+		left := 0
+		for name, p := range b.pods() {
+			oldest = max(oldest, time.Since(p.CreationTimestamp.Time))
+			if before[name] != nil {
+				left++
+			}
+		}
+		return left == 0
+	})
+	t.Logf("the oldest was %v old", oldest.Round(time.Second))
+	require.Less(t, oldest, time.Minute)
+	c := meta.FindStatusCondition(b.shard().Status.Conditions, v1alpha1.ConditionPlanHolds)
+	require.NotNil(t, c)
+	require.Equal(t, metav1.ConditionTrue, c.Status, c.Message)
+	list := &v1alpha1.ReplacementList{}
+	require.NoError(t, cluster.client.List(b.ctx, list, client.InNamespace(b.namespace)))
+	for _, rp := range list.Items {
+		require.Equal(t, v1alpha1.ReasonExpired, rp.Spec.Reason)
+		require.NotNil(t, rp.Spec.Deadline)
+	}
+}
+
+func TestAFreezeIsSaidOutLoud(t *testing.T) {
+	b := newBed(t)
+	b.operator("op", func(o *controller.Options) {
+		o.Limits = ledger.Limits{Freeze: ledger.FreezePlanned, FreezeWhy: "an inventory is taken"}
+	})
+	b.database(func(db *v1alpha1.Database) {
+		db.Spec.Lifetime.MaxAge = metav1.Duration{Duration: time.Minute}
+		db.Spec.Instances = 1
+	})
+	b.untilReady()
+	name := b.shard().Status.Primary
+	b.until("the Database says that it is frozen, and later that it is too late", func() bool {
+		db := &v1alpha1.Database{}
+		require.NoError(t, cluster.client.Get(b.ctx, client.ObjectKey{Namespace: b.namespace, Name: "db"}, db))
+		frozen := meta.FindStatusCondition(db.Status.Conditions, v1alpha1.ConditionFrozen)
+		holds := meta.FindStatusCondition(db.Status.Conditions, v1alpha1.ConditionPlanHolds)
+		if frozen == nil || frozen.Status != metav1.ConditionTrue || holds.Reason != "DeadlineMissed" {
+			return false
+		}
+		require.Contains(t, frozen.Message, "an inventory is taken")
+		require.Equal(t, metav1.ConditionFalse, holds.Status)
+		return true
+	})
+	require.Contains(t, b.pods(), name)
+	// What somebody waits for goes on.
+	require.Equal(t, "Succeeded", b.ended(b.replace(name)).Outcome)
+}
+
+func TestAlwaysFailingOver(t *testing.T) {
+	b := newBed(t)
+	b.operator("op")
+	b.database(func(db *v1alpha1.Database) {
+		db.Spec.Lifetime.AlwaysFailover = &metav1.Duration{Duration: 20 * time.Second}
+	})
+	b.untilReady()
+	b.neverFewer(3)
+	b.until("it has failed over twice", func() bool { return b.shard().Status.Record.EstablishedTerm >= 3 })
+	list := &v1alpha1.ReparentList{}
+	require.NoError(t, cluster.client.List(b.ctx, list, client.InNamespace(b.namespace)))
+	for _, rp := range list.Items {
+		require.Equal(t, "AlwaysFailover", rp.Spec.Reason)
+	}
 }

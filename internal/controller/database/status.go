@@ -77,7 +77,7 @@ func Sum(db *v1alpha1.Database, shards []v1alpha1.Shard) {
 		st.Primary, host = shards[0].Status.Primary, names.ReadWrite(db.Name)
 	}
 	st.Endpoint = net.JoinHostPort(host+"."+db.Namespace+".svc", strconv.Itoa(agentapi.PostgresPort))
-	for _, kind := range []string{v1alpha1.ConditionReady, v1alpha1.ConditionWritable, v1alpha1.ConditionRedundant, v1alpha1.ConditionProgressing} {
+	for _, kind := range []string{v1alpha1.ConditionReady, v1alpha1.ConditionWritable, v1alpha1.ConditionRedundant, v1alpha1.ConditionProgressing, v1alpha1.ConditionPlanHolds, v1alpha1.ConditionFrozen} {
 		c := sumCondition(kind, shards)
 		c.ObservedGeneration = db.Generation
 		meta.SetStatusCondition(&st.Conditions, c)
@@ -92,8 +92,11 @@ func current(sh *v1alpha1.Shard, kind string) bool {
 
 func sumCondition(kind string, shards []v1alpha1.Shard) metav1.Condition {
 	out := metav1.Condition{Type: kind, Status: metav1.ConditionTrue, Reason: kind, Message: fmt.Sprintf("all %d shards", len(shards))}
-	if kind == v1alpha1.ConditionProgressing {
+	switch kind {
+	case v1alpha1.ConditionProgressing:
 		out = metav1.Condition{Type: kind, Status: metav1.ConditionFalse, Reason: "Stable", Message: "nothing is under way"}
+	case v1alpha1.ConditionFrozen:
+		out = metav1.Condition{Type: kind, Status: metav1.ConditionFalse, Reason: "Going", Message: "instances go when they are due"}
 	}
 	bad := out.Status == metav1.ConditionFalse // what makes a shard the one to tell of
 	var telling []string

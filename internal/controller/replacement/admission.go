@@ -96,6 +96,19 @@ func (r *Reconciler) account(f *fleet, all []v1alpha1.Replacement) *ledger.Accou
 	return ledger.New(entries, f.rotations, ledger.Fleet{Instances: f.instances, Nodes: len(f.nodes)}, limits, r.Clock.Now())
 }
 
+// Account is the ledger at this moment, by what is cached.
+func (r *Reconciler) Account(ctx context.Context) (*ledger.Account, error) {
+	all, err := r.all(ctx, r.Client)
+	if err != nil {
+		return nil, err
+	}
+	f, err := r.fleet(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return r.account(f, all), nil
+}
+
 // entry reads a disruption from its object.
 func entry(rp *v1alpha1.Replacement) ledger.Entry {
 	s := replacement.FromObject(rp.Status)

@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/clock"
@@ -51,6 +52,8 @@ type Reconciler struct {
 	// Suspects are the instances of a shard that a verdict speaks against, with the reason: they do not belong into the
 	// cohort. Nil is none.
 	Suspects func(types.NamespacedName) map[string]string
+	// Lifetimes are the conditions of a shard that its instances' ages have; nil before the first plan. Nil has none.
+	Lifetimes func(types.NamespacedName) []metav1.Condition
 	// Draw is the randomness of names: a number in [0, n).
 	Draw func(n int) int
 

@@ -56,7 +56,11 @@ func (r *Reconciler) summarize(ctx context.Context, shard *v1alpha1.Shard, s *St
 	if primary := s.established(r.Params); primary != nil && st.SystemIdentifier == "" {
 		st.SystemIdentifier = fmt.Sprint(primary.Status.GetSystemIdentifier())
 	}
-	for _, c := range conditions(s, r.Params, ready, acting, objectsErr) {
+	all := conditions(s, r.Params, ready, acting, objectsErr)
+	if r.Lifetimes != nil {
+		all = append(all, r.Lifetimes(client.ObjectKeyFromObject(shard))...)
+	}
+	for _, c := range all {
 		c.ObservedGeneration = shard.Generation
 		meta.SetStatusCondition(&st.Conditions, c)
 	}
@@ -81,16 +85,16 @@ func sameWithoutNumbers(a, b *v1alpha1.ShardStatus) bool {
 
 // announce makes an event of every condition that turned.
 func (r *Reconciler) announce(before, after *v1alpha1.Shard, s *State, m *memory) {
-	for _, name := range []string{v1alpha1.ConditionWritable, v1alpha1.ConditionRedundant} {
+	for _, name := range []string{v1alpha1.ConditionWritable, v1alpha1.ConditionRedundant, v1alpha1.ConditionPlanHolds, v1alpha1.ConditionFrozen} {
 		if s.Reparenting {
 			return // the reparent tells its own story, and half of it would only alarm
 		}
 		was, is := meta.FindStatusCondition(before.Status.Conditions, name), meta.FindStatusCondition(after.Status.Conditions, name)
-		if is == nil || was != nil && was.Status == is.Status && was.Reason == is.Reason {
+		if is == nil || was == nil && is.Reason == "Going" || was != nil && was.Status == is.Status && was.Reason == is.Reason {
 			continue
 		}
 		kind := corev1.EventTypeNormal
-		if was != nil && is.Status == metav1.ConditionFalse {
+		if was != nil && (is.Status == metav1.ConditionFalse) != (name == v1alpha1.ConditionFrozen) {
 			kind = corev1.EventTypeWarning
 		}
 		if m.known[name] != is.Reason {

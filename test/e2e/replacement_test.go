@@ -1,0 +1,249 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/labkit"
+)
+
+// Every instance of a database is replaced, one after another, as a person would ask for it, under write load through the
+// gateways: no client sees an error, nothing acknowledged is lost, and there are never fewer copies than asked for.
+func TestEveryInstanceIsReplaced(t *testing.T) {
+	f := newFixture(t, nil)
+	f.waitReady()
+	before := f.instances()
+	load := f.startLoad()
+	watch := f.watchCopies(3)
+	for _, name := range before {
+		start := time.Now()
+		out := f.theseus("replace", name, "--database", f.namespace+"/"+f.database, "--wait", "3m")
+		measured(t, "replaced in %.1f s:\n%s", time.Since(start).Seconds(), out)
+		f.waitSettled()
+	}
+	watch()
+	after := f.instances()
+	require.Len(t, after, 3)
+	for _, name := range before {
+		require.NotContains(t, after, name)
+		require.False(t, f.claimExists(name), "the volume of %s is gone", name)
+	}
+	load.stopAndVerify(noErrors)
+}
+
+// Nothing gets older than a lifetime of minutes, and nobody has to ask.
+func TestALifetimeOfMinutes(t *testing.T) {
+	maxAge := 3 * time.Minute
+	f := newFixture(t, func(db *v1alpha1.Database) { db.Spec.Lifetime.MaxAge = metav1.Duration{Duration: maxAge} })
+	f.waitReady()
+	before := f.instances()
+	load := f.startLoad()
+	oldest := time.Duration(0)
+	f.eventually("every instance of the beginning is gone", func(s *v1alpha1.Shard) bool {
+		for _, in := range s.Status.Instances {
+			oldest = max(oldest, time.Since(in.CreatedAt.Time))
+		}
+		require.Less(t, oldest, maxAge+2*time.Second, "%+v", s.Status.Instances)
+		return !slices.ContainsFunc(s.Status.Instances, func(in v1alpha1.InstanceStatus) bool { return slices.Contains(before, in.Name) })
+	})
+	measured(t, "oldest instance ever seen: %.0f s of %.0f s", oldest.Seconds(), maxAge.Seconds())
+	f.waitSettled()
+	for _, rp := range f.replacements() {
+		require.Equal(t, v1alpha1.ReasonExpired, rp.Spec.Reason, rp.Name)
+	}
+	load.stopAndVerify(noErrors)
+}
+
+// A database of one instance is replaced as well: the new one is there before the old one goes.
+func TestASingleInstanceIsReplaced(t *testing.T) {
+	f := newFixture(t, func(db *v1alpha1.Database) { db.Spec.Instances = 1 })
+	f.waitReady()
+	load := f.startLoad()
+	old := f.shard().Status.Primary
+	measured(t, "%s", f.theseus("replace", old, "-n", f.namespace, "--wait", "3m"))
+	require.Equal(t, 1, len(f.instances()))
+	require.NotEqual(t, old, f.shard().Status.Primary)
+	load.stopAndVerify(noErrors)
+}
+
+// The operator's Pods die again and again while the primary is replaced.
+func TestOperatorKilledDuringAReplacement(t *testing.T) {
+	f := newFixture(t, nil)
+	f.waitReady()
+	load := f.startLoad()
+	old := f.shard().Status.Primary
+	f.theseus("replace", old, "-n", f.namespace, "--wait", "0s")
+	rp := &v1alpha1.Replacement{ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: old + "-requested"}}
+	kills := 0
+	err := labkit.Poll(f.ctx, 1500*time.Millisecond, func(ctx context.Context) (bool, string, error) {
+		if err := kit.Client.Get(ctx, client.ObjectKeyFromObject(rp), rp); err != nil || rp.Status.Outcome != "" {
+			return err == nil, "", err
+		}
+		if kills < 6 {
+			kills++
+			f.killOperators()
+		}
+		return false, rp.Status.Waiting, nil
+	})
+	require.NoError(t, err)
+	require.Equal(t, "Succeeded", rp.Status.Outcome, rp.Status.Message)
+	measured(t, "the operator was killed %d times: %s", kills, steps(rp))
+	f.waitSettled()
+	require.Len(t, f.instances(), 3)
+	require.NotContains(t, f.instances(), old)
+	load.stopAndVerify(noErrors)
+}
+
+// The volume of a standby fills up: it leaves the cohort, is condemned and replaced.
+func TestAFullVolumeIsReplaced(t *testing.T) {
+	f := newFixture(t, func(db *v1alpha1.Database) { db.Spec.Storage.Size = resource.MustParse("512Mi") })
+	f.waitReady()
+	load := f.startLoad()
+	victim := current(f.shard()).Members[0]
+	start := time.Now()
+	f.inPod(victim, `dd if=/dev/zero of=/var/lib/theseus/ballast bs=1M 2>/dev/null || true`)
+	rp := f.condemned(victim)
+	measured(t, "full → condemned in %.1f s (%s), replaced in %.1f s: %s", rp.CreationTimestamp.Sub(start).Seconds(), rp.Spec.Message, time.Since(start).Seconds(), steps(rp))
+	require.NotContains(t, f.instances(), victim)
+	f.waitSettled()
+	load.stopAndVerify(noErrors)
+}
+
+// A surge whose image cannot be pulled hangs; another instance is lost meanwhile: it is repaired all the same, and the
+// replacement is given up without a trace when it is taken back.
+func TestAnImageThatCannotStartHoldsNoRepairUp(t *testing.T) {
+	f := newFixture(t, nil)
+	f.waitReady()
+	load := f.startLoad()
+	before := f.instances()
+	standbys := current(f.shard()).Members
+	good := f.shard().Spec.Image
+	f.setImage("theseus.local/operand:missing")
+	f.theseus("replace", standbys[0], "-n", f.namespace, "--wait", "0s")
+	rp := &v1alpha1.Replacement{ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: standbys[0] + "-requested"}}
+	f.eventually("the surge is there and cannot start", func(*v1alpha1.Shard) bool {
+		require.NoError(t, kit.Client.Get(f.ctx, client.ObjectKeyFromObject(rp), rp))
+		return rp.Status.SuccessorSeen
+	})
+	f.setImage(good)
+
+	lost := standbys[1]
+	require.NoError(t, kit.Client.Delete(f.ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: lost}}, client.GracePeriodSeconds(0)))
+	repair := f.condemned(lost)
+	measured(t, "repaired beside a replacement that hangs: %s", steps(repair))
+	require.Empty(t, rp.Status.Outcome)
+	surge := rp.Status.Successor
+	require.NoError(t, kit.Client.Delete(f.ctx, rp))
+	f.eventually("the replacement is taken back", func(*v1alpha1.Shard) bool {
+		return len(f.instances()) == 3 && !f.claimExists(surge) && client.IgnoreNotFound(kit.Client.Get(f.ctx, client.ObjectKeyFromObject(rp), rp)) == nil
+	})
+	f.waitSettled()
+	require.Contains(t, f.instances(), before[slices.Index(before, standbys[0])])
+	require.NotContains(t, f.instances(), lost)
+	load.stopAndVerify(noErrors)
+}
+
+// setImage gives the database another image for the instances made from now on.
+func (f *fixture) setImage(image string) {
+	f.t.Helper()
+	patch := fmt.Sprintf(`{"spec":{"postgres":{"image":%q}}}`, image)
+	_, err := kit.Kubectl(f.ctx, "-n", f.namespace, "patch", "database", f.database, "--type=merge", "-p", patch)
+	require.NoError(f.t, err)
+	f.eventually("the shard has the image", func(s *v1alpha1.Shard) bool { return s.Spec.Image == image })
+}
+
+// condemned waits until the instance was condemned and replaced.
+func (f *fixture) condemned(instance string) *v1alpha1.Replacement {
+	f.t.Helper()
+	rp := &v1alpha1.Replacement{ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: instance + "-condemned"}}
+	f.eventually("it is condemned and replaced", func(*v1alpha1.Shard) bool {
+		err := kit.Client.Get(f.ctx, client.ObjectKeyFromObject(rp), rp)
+		require.NoError(f.t, client.IgnoreNotFound(err))
+		return err == nil && rp.Status.Outcome != ""
+	})
+	require.Equal(f.t, "Succeeded", rp.Status.Outcome, rp.Status.Message)
+	return rp
+}
+
+// replacements lists those of the database.
+func (f *fixture) replacements() []v1alpha1.Replacement {
+	f.t.Helper()
+	list := &v1alpha1.ReplacementList{}
+	require.NoError(f.t, kit.Client.List(f.ctx, list, client.InNamespace(f.namespace)))
+	return list.Items
+}
+
+// theseus runs a verb of the plugin and returns what it printed.
+func (f *fixture) theseus(args ...string) string {
+	f.t.Helper()
+	out, err := kit.Run(f.ctx, kit.Bin("theseus"), args...)
+	require.NoError(f.t, err, out)
+	return strings.TrimSpace(out)
+}
+
+// watchCopies looks at the shard until stopped: at no moment may fewer than so many instances be ready. The returned
+// function stops it.
+func (f *fixture) watchCopies(n int) (stop func()) {
+	ctx, cancel := context.WithCancel(f.ctx)
+	failed := make(chan string, 1)
+	go func() {
+		defer close(failed)
+		least, names := n, ""
+		_ = labkit.Poll(ctx, 200*time.Millisecond, func(ctx context.Context) (bool, string, error) {
+			shards, err := kit.Shards(ctx, f.namespace, f.database)
+			if err != nil || len(shards) != 1 || !slices.ContainsFunc(shards[0].Status.Instances, func(in v1alpha1.InstanceStatus) bool { return in.Role == "primary" && in.Ready }) {
+				return false, "", nil // during a reparent nobody streams
+			}
+			have := 0
+			for _, in := range shards[0].Status.Instances {
+				if in.Ready || in.Role == "learner" {
+					have++
+				}
+			}
+			if have < least {
+				least, names = have, fmt.Sprintf("%+v", shards[0].Status.Instances)
+			}
+			return false, "", nil
+		})
+		if least < n {
+			failed <- fmt.Sprintf("%d copies of %d: %s", least, n, names)
+		}
+	}()
+	return func() {
+		cancel()
+		if why := <-failed; why != "" {
+			f.t.Errorf("make before break: %s", why)
+		}
+	}
+}
+
+// steps are the phases of a replacement with their durations.
+func steps(rp *v1alpha1.Replacement) string {
+	var b strings.Builder
+	for _, s := range rp.Status.Steps {
+		if s.FinishedAt != nil {
+			fmt.Fprintf(&b, "%s %.1f s, ", s.Phase, s.FinishedAt.Sub(s.StartedAt.Time).Seconds())
+		}
+	}
+	return b.String() + rp.Status.Message
+}
+
+// inPod runs a shell command in an instance.
+func (f *fixture) inPod(instance, script string) {
+	f.t.Helper()
+	_, err := kit.Kubectl(f.ctx, "-n", f.namespace, "exec", instance, "--", "bash", "-c", script)
+	require.NoError(f.t, err)
+}
