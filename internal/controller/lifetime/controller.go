@@ -45,10 +45,10 @@ type Expiry struct {
 // SetupWithManager adds it to the manager. It runs on the elected leader only.
 func (e *Expiry) SetupWithManager(mgr ctrl.Manager, _ int) error { return mgr.Add(e) }
 
-// Bounds of the time between two looks.
+// Bounds of the time between two looks. A database that is made while nobody looks may live for a minute only.
 const (
 	shortest = time.Second
-	longest  = time.Minute
+	longest  = 10 * time.Second
 )
 
 // Start implements manager.Runnable.

@@ -74,16 +74,19 @@ func (e *Emergency) observed(ctx context.Context, sh *v1alpha1.Shard, h *history
 		return verdict.Observed{}, err
 	}
 	o := verdict.Observed{Record: shard.RecordOf(sh)}
-	seen := map[string]bool{}
+	seen, named := map[string]bool{}, o.Record.Names()
 	for name, ob := range e.Runner.Observer.Observations(client.ObjectKeyFromObject(sh)) {
 		i := h.instance(name, &ob, now)
 		i.Leaving = leaving[name]
 		e.fromKubernetes(ctx, &i, byName[name], h, now)
-		o.Instances = append(o.Instances, i)
 		seen[name] = true
+		if i.PodGone && !slices.Contains(named, name) {
+			continue // it was taken away; what is left of it is no verdict's business
+		}
+		o.Instances = append(o.Instances, i)
 	}
 	// Those the record names and nobody watches any more are part of the picture.
-	for _, name := range o.Record.Names() {
+	for _, name := range named {
 		if !seen[name] {
 			i := verdict.Instance{Name: name, Age: time.Hour, Disconnected: true}
 			e.fromKubernetes(ctx, &i, byName[name], h, now)
