@@ -97,9 +97,12 @@ func (w *writer) drop() {
 const CodeWarning = "warning"
 
 // Classify says what is known of an operation from its error, and from the warning that the server sent with it, if any. A
-// statement of its own is a transaction of its own, so an ERROR means
-// that it was rolled back. FATAL does not: a server that is told to stop ends sessions that wait for a standby with
-// FATAL although they have committed. The same wait, when it is cancelled, ends in success with a warning.
+// statement of its own is a transaction of its own, so an ERROR means that it was rolled back. FATAL does not: a server
+// that is told to stop ends sessions that wait for a standby with FATAL although they have committed. The same wait, when
+// it is cancelled, ends in success with a warning.
+//
+// The statement must have had arguments. Of one without (the simple protocol) pgx 5.12 says that nothing was sent when in
+// truth the connection was lost before the answer.
 func Classify(err error, warned string) (Outcome, string, string) {
 	if err == nil {
 		if warned != "" {

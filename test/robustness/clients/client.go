@@ -179,15 +179,26 @@ func (w *client) compareAndSet(ctx context.Context, op *history.Op) (committing 
 	if err != nil {
 		return false, err
 	}
+	if w.conn.IsClosed() {
+		return false, pgconn.ErrConnClosed
+	}
 	tag, err := w.conn.Exec(ctx, `COMMIT`)
-	if err == nil && tag.String() == "ROLLBACK" {
+	switch {
+	case err == nil && tag.String() == "ROLLBACK":
 		return false, errRolledBack
+	case errors.Is(err, pgconn.ErrConnClosed):
+		return true, errUnanswered
 	}
 	return true, err
 }
 
-// errRolledBack is a COMMIT that was answered with ROLLBACK.
-var errRolledBack = errors.New("the transaction was rolled back")
+var (
+	// errRolledBack is a COMMIT that was answered with ROLLBACK.
+	errRolledBack = errors.New("the transaction was rolled back")
+	// errUnanswered is a COMMIT that was sent on a connection that was lost before the answer. In the simple protocol pgx
+	// (5.12) forgets that it had sent it: it says "conn closed", and that it is safe to send it again. It is not.
+	errUnanswered = errors.New("the connection was lost while the commit was under way")
+)
 
 func (w *client) drop() {
 	if w.conn == nil {

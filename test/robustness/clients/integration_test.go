@@ -17,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 
+	"theseus.dev/theseus/internal/load"
 	"theseus.dev/theseus/internal/postgres/pgtest"
 	"theseus.dev/theseus/test/robustness/history"
 )
@@ -118,6 +119,31 @@ func TestCrashes(t *testing.T) {
 	})
 	require.NoError(t, r.Err())
 	require.Positive(t, r.Unknown+r.Failed)
+}
+
+// The connection of a commit under way is lost. Whatever the driver says of it, nobody knows what became of the commit.
+func TestACommitWithoutAnAnswerIsUnknown(t *testing.T) {
+	s := newServer(t)
+	e := Endpoint{Name: "direct", DSN: s.dsn(), Timeout: 20 * time.Second, Cancels: true}
+	c := Config{Endpoints: []Endpoint{e}, Registers: 1, Ledgers: 1, SetupTimeout: 20 * time.Second}
+	require.NoError(t, setup(t.Context(), c))
+	s.sql(`ALTER SYSTEM SET synchronous_standby_names = 'nobody'`, `SELECT pg_reload_conf()`)
+	time.Sleep(200 * time.Millisecond)
+	var out bytes.Buffer
+	rec, err := newRecorder(&out)
+	require.NoError(t, err)
+	ended := make(chan history.Op, 2)
+	for id, op := range []history.Op{{Kind: history.CAS, Value: 7}, {Kind: history.Write, Value: 8}} {
+		w, err := newClient(c, e, id, rec)
+		require.NoError(t, err)
+		go func() { ended <- w.do(context.Background(), op) }()
+	}
+	time.Sleep(500 * time.Millisecond)
+	require.NoError(t, s.cmd.Process.Kill()) // its backends find out by themselves, and say nothing
+	for range 2 {
+		op := <-ended
+		require.Equal(t, load.Unknown, op.Outcome, "%s: %s", op, op.Error)
+	}
 }
 
 // Commits whose wait for a standby was cancelled succeed with a warning. They are not acknowledged: losing them, here by
