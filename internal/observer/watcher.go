@@ -141,11 +141,11 @@ func (w *watcher) failed(err error) {
 
 // SameMeaning reports whether two statuses of one instance differ in nothing but what moves all the time.
 func SameMeaning(a, b *agentpb.Status) bool {
-	return a != nil && b != nil && proto.Equal(meaning(a), meaning(b))
+	return a != nil && b != nil && proto.Equal(Meaning(a), Meaning(b))
 }
 
-// meaning is s without positions, times and sizes.
-func meaning(s *agentpb.Status) *agentpb.Status {
+// Meaning is s without positions, times and sizes.
+func Meaning(s *agentpb.Status) *agentpb.Status {
 	m := &agentpb.Status{
 		Instance: s.GetInstance(), PodUid: s.GetPodUid(), BootId: s.GetBootId(),
 		Role: s.GetRole(), Term: s.GetTerm(), Established: s.GetEstablished(), Draining: s.GetDraining(),

@@ -82,28 +82,30 @@ type tape struct {
 	// cursor of the agent's log stream.
 	cursor agentpb.LogsRequest
 	last   *agentpb.Status
-	kept   time.Time // when a status was last kept
-	unkept bool      // last is not in the ring
+	means  *agentpb.Status // of last
+	kept   time.Time       // when a status was last kept
+	unkept bool            // last is not in the ring
 	// pendingSince is when the oldest entry that is not stored came, newsSince the oldest that is more than a sample.
 	pendingSince, newsSince time.Time
 	// writingSince is the pendingSince of what is being written; zero when nothing is.
-	writingSince time.Time
-	urgent                  bool
-	busy                    bool
-	writtenAt, retryAt      time.Time
-	failures                int
-	number                  uint64
-	heardAt                 time.Time
-	connected               bool
+	writingSince       time.Time
+	urgent             bool
+	busy               bool
+	writtenAt, retryAt time.Time
+	failures           int
+	number             uint64
+	heardAt            time.Time
+	connected          bool
 }
 
 // status takes one in.
 func (t *tape) status(s *agentpb.Status, now time.Time, limit int) (urgent bool, lost int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	news := !observer.SameMeaning(t.last, s)
+	means := observer.Meaning(s)
+	news := t.means == nil || !proto.Equal(t.means, means)
 	urgent = t.last == nil || fault(t.last, s)
-	t.last, t.unkept, t.heardAt = s, true, now
+	t.last, t.means, t.unkept, t.heardAt = s, means, true, now
 	if news || now.Sub(t.kept) >= sampleEvery {
 		lost = t.keepLast(now, news, limit)
 	}
