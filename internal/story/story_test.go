@@ -7,6 +7,13 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"theseus.dev/theseus/api/v1alpha1"
 )
 
 var t0 = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -93,4 +100,37 @@ func TestSummary(t *testing.T) {
 	b.Reset()
 	require.NoError(t, c.Summary(&b, Ending{}))
 	require.Contains(t, b.String(), "not known")
+}
+
+func TestWhatIsObserved(t *testing.T) {
+	old := metav1.NewTime(at(-100))
+	db := map[string]string{v1alpha1.LabelDatabase: "shop", v1alpha1.LabelComponent: v1alpha1.ComponentInstance}
+	pod := func(name string) *corev1.Pod {
+		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name, Labels: db, CreationTimestamp: old}, Spec: corev1.PodSpec{NodeName: "n1"}}
+	}
+	node := func(name string, ready corev1.ConditionStatus, since int) *corev1.Node {
+		return &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: name, CreationTimestamp: old},
+			Status:     corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: ready, LastTransitionTime: metav1.NewTime(at(since))}}},
+		}
+	}
+	shard := &v1alpha1.Shard{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "shop-0", Labels: map[string]string{v1alpha1.LabelDatabase: "shop"}}}
+	shard.Status = v1alpha1.ShardStatus{Term: 4, Instances: []v1alpha1.InstanceStatus{{Name: "a", Role: "primary"}, {Name: "b", Role: "member"}, {Name: "c", Role: "learner"}, {Name: "d", Role: "unreachable"}}}
+	other := pod("of-another-database")
+	other.Labels = map[string]string{v1alpha1.LabelDatabase: "other", v1alpha1.LabelComponent: v1alpha1.ComponentInstance}
+	under := &v1alpha1.Reparent{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "shop-0-5"}}
+	scheme := runtime.NewScheme()
+	require.NoError(t, clientgoscheme.AddToScheme(scheme))
+	require.NoError(t, v1alpha1.AddToScheme(scheme))
+	c := fake.NewClientBuilder().WithScheme(scheme).WithObjects(shard, pod("a"), pod("b"), pod("c"), pod("d"), other, under,
+		node("n1", corev1.ConditionTrue, -90), node("n2", corev1.ConditionUnknown, -10), node("n3", corev1.ConditionFalse, -100)).Build()
+	o, err := Observe(t.Context(), c, "ns", "shop", at(0))
+	require.NoError(t, err)
+	states := map[string]State{}
+	for _, s := range o.Subjects {
+		states[s.Name] = s.State
+	}
+	require.Equal(t, map[string]State{"a": Primary, "b": Standby, "c": Joining, "d": Failing, "n1": Standby, "n2": Failing, "n3": Joining}, states)
+	require.EqualValues(t, 4, o.Term)
+	require.Empty(t, o.Reparents, "one that has not ended")
 }

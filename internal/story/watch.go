@@ -65,10 +65,12 @@ func subjectOfPod(p *corev1.Pod, role string) Subject {
 	switch {
 	case !p.DeletionTimestamp.IsZero() || p.Status.Phase == corev1.PodFailed:
 		s.State = Failing
-	case role == "Primary":
+	case role == "primary": // the words of InstanceStatus.Role
 		s.State = Primary
-	case role == "Standby":
+	case role == "member":
 		s.State = Standby
+	case role == "unreachable" || role == "leaving":
+		s.State = Failing
 	}
 	return s
 }
