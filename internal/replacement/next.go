@@ -90,7 +90,7 @@ func (m *machine) copiesWithout(name string) int {
 
 // source reports whether a new instance can get the data from anywhere. A backup alone is none: what was acknowledged
 // since may be in the instance that goes and nowhere else.
-func (m *machine) source() bool { return m.without > 0 || m.target.Healthy }
+func (m *machine) source() bool { return m.without > 0 || m.target.Healthy || m.o.Source }
 
 func (m *machine) enter(p Phase) {
 	m.s.Phase, m.s.PhaseStartedAt = p, m.o.Now

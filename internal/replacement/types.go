@@ -165,7 +165,10 @@ type Observed struct {
 	Wanted  int
 	Primary string
 	// Writable is true while an established primary can acknowledge writes.
-	Writable  bool
+	Writable bool
+	// Source is true when another instance runs whose data can be copied although it is no healthy copy: a member of the
+	// cohort that outlived its primary.
+	Source    bool
 	Instances []Instance
 	Reparent  Reparent
 	Ledger    Ledger

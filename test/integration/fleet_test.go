@@ -96,6 +96,9 @@ func (f *fleet) tick() {
 		}
 		if a.st.Role == agentpb.Role_SEEDING && time.Now().After(a.seeding) {
 			a.st.Role = agentpb.Role_STANDBY
+			if p.st.Flushed != nil {
+				a.st.Flushed = proto.Clone(p.st.Flushed).(*agentpb.Position)
+			}
 		}
 		up := p.running && !p.frozen && p.st.Role == agentpb.Role_PRIMARY
 		a.st.Receiver = &agentpb.Receiver{Streaming: up && a.st.Role == agentpb.Role_STANDBY, Source: a.source}

@@ -414,3 +414,20 @@ func TestAlwaysFailingOver(t *testing.T) {
 		require.Equal(t, "AlwaysFailover", rp.Spec.Reason)
 	}
 }
+
+// The primary of two is lost for good: the standby has everything that was acknowledged but nobody to acknowledge its
+// own writes, so first it gets a standby.
+func TestTheSurvivorOfTwoGetsAStandbyAndTakesOver(t *testing.T) {
+	b := newBed(t)
+	b.operator("op")
+	b.database(func(db *v1alpha1.Database) { db.Spec.Instances = 2 })
+	b.untilReady()
+	old := b.shard().Status.Primary
+	b.fleet.freeze(old, true)
+	b.emergency(old)
+	b.untilReady()
+	require.NotContains(t, b.pods(), old)
+	require.Equal(t, 1, b.bootstraps())
+	rp := &v1alpha1.Replacement{ObjectMeta: metav1.ObjectMeta{Namespace: b.namespace, Name: old + "-condemned"}}
+	require.Equal(t, "Succeeded", b.ended(rp).Outcome)
+}

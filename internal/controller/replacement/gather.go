@@ -51,6 +51,7 @@ func (r *Reconciler) gather(ctx context.Context, read client.Reader, sh *v1alpha
 			Cancel: !rp.DeletionTimestamp.IsZero(),
 		},
 		Wanted: view.Wanted, Primary: view.Primary, Writable: view.Writable, Instances: view.Instances,
+		Source: view.Source(rp.Spec.Instance),
 	}
 	if err := r.gatherOthers(ctx, w, rp); err != nil {
 		return nil, err

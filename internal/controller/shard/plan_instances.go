@@ -29,8 +29,11 @@ func cohortFromPB(c *agentpb.Cohort) *quorum.Cohort {
 func planFollowers(s *State, p Params) []Action {
 	primary := s.primary(p)
 	c, _ := s.Record.Latest()
+	if primary == nil {
+		return planOrphans(s, p, c)
+	}
 	begun := s.Record.Established == c.Term || s.Bootstrap != nil && !s.Bootstrap.Done || s.Record.Established == 0
-	if primary == nil || s.Reparenting || !begun {
+	if s.Reparenting || !begun {
 		return nil
 	}
 	var actions []Action
@@ -72,6 +75,26 @@ func follow(s *State, p Params, primary *Instance, c quorum.Cohort, it *Instance
 	return nil
 }
 
+// planOrphans seeds what is empty from the survivor of a shard whose primary is lost for good, so that somebody can
+// acknowledge what a new primary writes. The copy streams from the survivor; an emergency reparent does the rest.
+func planOrphans(s *State, p Params, c quorum.Cohort) []Action {
+	survivor := s.orphaned(p)
+	if survivor == nil {
+		return nil
+	}
+	var actions []Action
+	for i := range s.Instances {
+		it := &s.Instances[i]
+		if it.alive(p) && !it.leaving() && !it.Busy && it.Status.GetRole() == agentpb.Role_EMPTY && it.Status.GetTerm() <= c.Term {
+			actions = append(actions, Action{
+				Verb: AgentSeed, Instance: it.Name, Term: c.Term, Source: survivor.Name, Target: survivor.Name,
+				Why: fmt.Sprintf("%s is lost and %s alone cannot take over", c.Primary, survivor.Name),
+			})
+		}
+	}
+	return actions
+}
+
 // seedSource is a standby that streams and is not far behind, so that the primary is not loaded; else the primary.
 func seedSource(s *State, p Params, primary *Instance, not string) string {
 	for i := range s.Instances {
@@ -110,9 +133,10 @@ func planInstances(s *State, p Params) []Action {
 	}
 	// Without a primary there is nothing to seed from: what is missing then is not another empty instance.
 	writable := s.established(p) != nil
+	replace := writable || s.orphaned(p) != nil
 	for _, it := range broken {
 		needed := have < s.Wanted
-		if a := planBroken(s, p, it, needed && writable); a != nil {
+		if a := planBroken(s, p, it, needed && replace); a != nil {
 			actions = append(actions, *a)
 		}
 		if needed {

@@ -7,6 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/agentapi"
 	"theseus.dev/theseus/internal/agentapi/agentpb"
 	"theseus.dev/theseus/internal/quorum"
 )
@@ -220,6 +221,38 @@ func (s *State) established(p Params) *Instance {
 	}
 	return i
 }
+
+// orphaned is the standby that has most of a shard that lost its primary and cannot get another: those that are left have
+// everything that was acknowledged, but are too few to acknowledge what a new primary writes. Nil while that is not so, or
+// may yet change by itself.
+func (s *State) orphaned(p Params) *Instance {
+	c, ok := s.Record.Latest()
+	if !ok || s.Reparenting || s.Record.Established == 0 || s.Bootstrap == nil || !s.Bootstrap.Done || s.primary(p) != nil || s.NoPrimaryFor < p.RestartAfter {
+		return nil
+	}
+	if first := s.instance(c.Primary); first.alive(p) || first != nil && first.counts(p) {
+		return nil // it may come back, or be asked to go
+	}
+	var best *Instance
+	var able []string
+	for i := range s.Instances {
+		it := &s.Instances[i]
+		if !it.alive(p) || it.leaving() || it.Status.GetRole() != agentpb.Role_STANDBY || it.Status.GetDiverged() {
+			continue
+		}
+		able = append(able, it.Name)
+		if best == nil || position(best).Compare(position(it)) < 0 {
+			best = it
+		}
+	}
+	if best == nil || len(able) > c.Acks || quorum.Revocable(s.Record, able) != nil {
+		return nil
+	}
+	return best
+}
+
+// position is where the instance's flushed WAL ended, as last heard.
+func position(it *Instance) quorum.Position { return agentapi.PositionFromPB(it.Status.GetFlushed()) }
 
 // peer is what the primary says of a standby; nil when it does not list it.
 func peer(primary *Instance, name string) *agentpb.ReplicationPeer {

@@ -31,6 +31,8 @@ type View struct {
 	Primary string
 	// Writable: the established primary answers and hears enough of its cohort.
 	Writable bool
+	// Source: another instance runs with data that a copy can be made from, primary or not.
+	Source func(other string) bool
 	// Instances, without Leaving, which is about other replacements.
 	Instances []replacement.Instance
 	// Nodes and Zones by instance.
@@ -58,11 +60,17 @@ func (s *State) view(p Params) *View {
 	out := &View{Wanted: s.Wanted, Nodes: map[string]string{}, Zones: map[string]string{}}
 	latest, _ := s.Record.Latest()
 	primary := s.established(p)
+	named := s.Record.Names()
 	if s.Record.InTerm() {
 		out.Primary = s.Record.Primary()
 	}
+	out.Source = func(other string) bool {
+		return slices.ContainsFunc(s.Instances, func(it Instance) bool {
+			return it.Name != other && it.alive(p) && !it.leaving() && it.Status.GetRole() == agentpb.Role_STANDBY && !it.Status.GetDiverged() &&
+				slices.Contains(named, it.Name)
+		})
+	}
 	out.Writable = primary != nil && canCommit(latest, primary)
-	named := s.Record.Names()
 	for i := range s.Instances {
 		it := &s.Instances[i]
 		heard := it.HasPod && it.Status != nil
