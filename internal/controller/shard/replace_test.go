@@ -170,6 +170,7 @@ func TestTheViewOfAReplacement(t *testing.T) {
 		"out of our reach only":     silentFor(time.Hour),
 		"its node has a hiccup":     func(it *Instance) { it.NodeNotReadyFor = time.Second },
 		"its disk was slow once":    func(it *Instance) { it.Status.AtUnixMs, it.Status.DiskProbe = 20_000, probing(19_000) },
+		"it is being stopped":       func(it *Instance) { it.Terminating, it.Failed, it.Broken = true, true, "its Pod has ended" },
 		"its kubelet is dead alone": func(it *Instance) { it.NodeNotReadyFor = time.Hour },
 	} {
 		require.False(t, healthy().edit("c", edit).seen("c").Dead, name)

@@ -117,7 +117,9 @@ const (
 func (it *Instance) dead(primary *Instance, p Params) bool {
 	heard := streaming(primary, it.Name)
 	switch {
-	case !it.HasPod, it.Failed, it.Broken != "", it.Status.GetDiverged():
+	case !it.HasPod, it.Status.GetDiverged():
+		return true
+	case (it.Failed || it.Broken != "") && !it.Terminating: // one that is being stopped ends like that
 		return true
 	case it.IP != "" && !it.Connected && it.FailingFor >= p.LostAfter && !heard:
 		return true
