@@ -37,7 +37,9 @@ dd if=/dev/zero bs=4k oflag=append conv=notrunc of=ballast 2>/dev/null
 
 // What a primary may be found to be.
 var (
-	dead     = []verdict.Verdict{verdict.PrimaryDead}
+	dead = []verdict.Verdict{verdict.PrimaryDead}
+	// Its agent may say that it was told to stop before it is gone.
+	deleted  = []verdict.Verdict{verdict.PrimaryDead, verdict.PrimarySick}
 	stalled  = []verdict.Verdict{verdict.PrimaryStalled}
 	isolated = []verdict.Verdict{verdict.PrimaryIsolated}
 	// A network that works one way may first be noticed at either end.
@@ -58,7 +60,7 @@ func processFaults() []Fault {
 			Inject: script(`kill -STOP `+postmaster, `kill -CONT `+postmaster+` 2>/dev/null || true`),
 		},
 		{
-			Name: "PodDeleted", About: "the Pod is deleted with no grace", Effect: Moves, Verdicts: dead, Gone: true,
+			Name: "PodDeleted", About: "the Pod is deleted with no grace", Effect: Moves, Verdicts: deleted, Gone: true,
 			Inject: func(ctx context.Context, t Target, p string) (Undo, error) {
 				return nil, t.deletePod(ctx, t.Namespace, p)
 			},
@@ -94,7 +96,7 @@ func processFaults() []Fault {
 			Inject: promoteStandby,
 		},
 		{
-			Name: "LeaderAndPodDeleted", About: "the operator's leader and the primary's Pod are deleted with no grace at the same time", Effect: Moves, Verdicts: dead, Gone: true,
+			Name: "LeaderAndPodDeleted", About: "the operator's leader and the primary's Pod are deleted with no grace at the same time", Effect: Moves, Verdicts: deleted, Gone: true,
 			Inject: func(ctx context.Context, t Target, p string) (Undo, error) {
 				leader, err := t.leader(ctx)
 				if err != nil {
