@@ -119,7 +119,7 @@ func entry(rp *v1alpha1.Replacement) ledger.Entry {
 	}
 }
 
-// fleet is everything that draws on the ledger.
+// fleet is everything that draws on the ledger. It is not changed once it was read.
 type fleet struct {
 	instances int
 	nodes     map[string]bool
@@ -128,8 +128,26 @@ type fleet struct {
 	budgets   map[string]int
 }
 
-// fleet reads the shards, and the nodes that are on their way out.
+// fleetFor is how long the size of the fleet is taken as known: hundreds may wait for the ledger at once, and reading
+// ten thousand shards for each would be the operator's whole day.
+const fleetFor = time.Second
+
+// fleet is what is known of everything that draws on the ledger, as of a moment ago.
 func (r *Reconciler) fleet(ctx context.Context) (*fleet, error) {
+	r.known.Lock()
+	defer r.known.Unlock()
+	if now := r.Clock.Now(); r.known.fleet == nil || now.Sub(r.known.at) >= fleetFor {
+		f, err := r.readFleet(ctx)
+		if err != nil {
+			return nil, err
+		}
+		r.known.fleet, r.known.at = f, now
+	}
+	return r.known.fleet, nil
+}
+
+// readFleet reads the shards, and the nodes that are on their way out.
+func (r *Reconciler) readFleet(ctx context.Context) (*fleet, error) {
 	shards, policies := &v1alpha1.ShardList{}, &v1alpha1.NodePolicyList{}
 	if err := r.Client.List(ctx, shards); err != nil {
 		return nil, err

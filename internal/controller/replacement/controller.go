@@ -61,6 +61,11 @@ type Reconciler struct {
 	viewer    shard.Viewer
 	admission sync.Mutex
 	evidence  collections
+	known     struct {
+		sync.Mutex
+		fleet *fleet
+		at    time.Time
+	}
 }
 
 // SetupWithManager registers the controller. It runs on the elected leader only.
