@@ -270,3 +270,47 @@ func TestTheSurvivorOfTwoTakesOver(t *testing.T) {
 	const longOutage = 100000 // clients give up after a while and try again
 	load.stopAndVerify(longOutage)
 }
+
+// API server, etcd and controllers go down in the middle of a replacement of the primary, for half a minute.
+func TestControlPlaneDownDuringAReplacement(t *testing.T) {
+	f := newFixture(t, nil)
+	f.waitReady()
+	load := f.startLoad()
+	old := f.shard().Status.Primary
+	f.theseus("replace", old, "-n", f.namespace, "--wait", "0s")
+	rp := &v1alpha1.Replacement{ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: old + "-requested"}}
+	f.eventually("its successor is being seeded", func(*v1alpha1.Shard) bool {
+		require.NoError(t, kit.Client.Get(f.ctx, client.ObjectKeyFromObject(rp), rp))
+		return rp.Status.Phase == "Seeding"
+	})
+	f.lab("control-plane", "stop")
+	time.Sleep(30 * time.Second)
+	f.lab("control-plane", "start")
+	f.eventually("the replacement has ended", func(*v1alpha1.Shard) bool {
+		require.NoError(t, kit.Client.Get(f.ctx, client.ObjectKeyFromObject(rp), rp))
+		return rp.Status.Outcome != ""
+	})
+	require.Equal(t, "Succeeded", rp.Status.Outcome, rp.Status.Message)
+	measured(t, "%s", steps(rp))
+	f.waitSettled()
+	require.NotContains(t, f.instances(), old)
+	load.stopAndVerify(noErrors)
+}
+
+// The volume of the primary stalls: an emergency reparent, and then it is condemned, because what is slow has failed, even
+// when it heals by itself.
+func TestAStalledPrimaryIsCondemned(t *testing.T) {
+	f := newFixture(t, nil)
+	f.waitReady()
+	load := f.startLoad()
+	old := f.shard().Status.Primary
+	f.lab("volume", "stall", f.namespace+"/"+old)
+	f.eventually("another primary is established", func(s *v1alpha1.Shard) bool { return s.Status.Primary != old && s.Status.Record.EstablishedTerm > 1 })
+	time.Sleep(3 * time.Second)
+	_, _ = kit.Lab(f.ctx, "volume", "resume", f.namespace+"/"+old)
+	rp := f.condemned(old)
+	measured(t, "%s: %s", rp.Spec.Message, steps(rp))
+	require.NotContains(t, f.instances(), old)
+	f.waitSettled()
+	load.stopAndVerify(writers)
+}
