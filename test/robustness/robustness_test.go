@@ -4,7 +4,6 @@ package robustness
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -40,38 +39,8 @@ const (
 
 var kit *labkit.Kit // Set by TestMain before any test runs.
 
-func TestMain(m *testing.M) { os.Exit(runMain(m)) }
-
-func runMain(m *testing.M) int {
-	root, err := filepath.Abs("../..")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	name := os.Getenv("THESEUS_LAB")
-	if name == "" {
-		name = "theseus-test"
-	}
-	start := time.Now()
-	kit = &labkit.Kit{Root: root, LabName: name, Out: func(line string) {
-		fmt.Printf("[%6.1fs] %s\n", time.Since(start).Seconds(), line)
-	}}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
-	defer cancel()
-	if os.Getenv("KEEP") == "" {
-		defer func() {
-			down, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-			defer cancel()
-			if _, err := kit.Lab(down, "clean"); err != nil {
-				fmt.Fprintln(os.Stderr, "cleaning the lab:", err)
-			}
-		}()
-	}
-	if err := kit.SetUp(ctx, nodes, "17"); err != nil {
-		fmt.Fprintln(os.Stderr, "setting up the lab:", err)
-		return 1
-	}
-	return m.Run()
+func TestMain(m *testing.M) {
+	os.Exit(labkit.RunTests(m, func(k *labkit.Kit) { kit = k }, nodes, "17"))
 }
 
 // TestRobustness runs one schedule; see the package comment for how to choose it.
