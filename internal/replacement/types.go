@@ -67,6 +67,8 @@ type Request struct {
 	Cancel bool
 	// ReuseVolumes is the user's leave to take over volumes for reasons other than Outdated.
 	ReuseVolumes bool
+	// FreshOnly is true while whoever carries the replacement out cannot hand a volume over.
+	FreshOnly bool
 }
 
 // Status is what is stored between two decisions.
