@@ -181,9 +181,10 @@ func (a *Account) Storm() (bool, string) {
 	return !v.Allowed, v.Message
 }
 
-// stormLimit is exclusive: the condemnation that reaches it is refused already.
+// stormLimit is exclusive: the condemnation that reaches it is refused already. A fleet on so few nodes that all of them
+// together would not reach it has no storms: there only one loss after another, over the window, could look like one.
 func (a *Account) stormLimit() int {
-	if a.limits.StormFraction < 0 {
+	if a.limits.StormFraction < 0 || a.fleet.Nodes <= a.limits.StormMinimum {
 		return math.MaxInt
 	}
 	return 1 + max(a.limits.StormMinimum, int(math.Ceil(a.limits.StormFraction*float64(a.fleet.Nodes))))

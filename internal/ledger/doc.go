@@ -34,7 +34,7 @@
 // When more than a fraction of the fleet's nodes had instances condemned within a window, the judgement is likelier to be wrong than the
 // fleet, and replacing everything at once would finish what the fault began: condemnation stops (and with it everything
 // planned) until the window has passed or a person says otherwise. Verdicts that wait for admission count as long as they wait. A
-// minimum keeps small fleets from calling two a storm.
+// minimum keeps small fleets from calling two a storm, and a fleet on no more nodes than the minimum has none at all.
 //
 // # Capacity
 //

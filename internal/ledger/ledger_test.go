@@ -324,3 +324,16 @@ func TestGrantsKeepTheRules(t *testing.T) {
 		}
 	})
 }
+
+func TestAFleetOnAHandfulOfNodesHasNoStorms(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	var lost []Entry
+	for n := range 20 {
+		at := now.Add(-time.Duration(n) * time.Minute)
+		lost = append(lost, Entry{Shard: "s", Instance: fmt.Sprint(n), Node: fmt.Sprint("n", n), Reason: v1alpha1.ReasonCondemned, Started: at, Finished: at})
+	}
+	for nodes, storm := range map[int]bool{1: false, 4: false, 5: false, 6: true, 40: true} {
+		got, why := New(lost, nil, Fleet{Instances: 3, Nodes: nodes}, Limits{}, now).Storm()
+		require.Equal(t, storm, got, "%d nodes: %s", nodes, why)
+	}
+}
