@@ -33,6 +33,7 @@ func run() int {
 	flag.DurationVar(&c.Interval, "interval", 0, "pace of each writer; 0 is as fast as it goes")
 	flag.DurationVar(&c.Timeout, "timeout", 0, "of one write (default 5s)")
 	flag.DurationVar(&c.ConnectTimeout, "connect-timeout", 0, "of one attempt to connect (default: timeout)")
+	flag.DurationVar(&c.MaxLifetime, "max-lifetime", 0, "of a connection, as pools have it; 0 is for ever")
 	flag.DurationVar(&c.Duration, "duration", 0, "of the run; 0 is until interrupted")
 	flag.DurationVar(&c.VerifyTimeout, "verify-timeout", 0, "of reading everything back (default 1m)")
 	flag.StringVar(&c.Table, "table", "", "table to write to, made if need be (default theseus_load)")

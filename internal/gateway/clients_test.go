@@ -246,9 +246,10 @@ func TestCertificateRotation(t *testing.T) {
 	require.Equal(t, l.a.name, server(t, stays), "clients that are connected notice nothing")
 }
 
-// Told to end, the gateway stops being ready, takes no new clients, lets running transactions finish, and ends.
+// Told to end, the gateway stops being ready, ends what is idle, takes no new clients in the end, lets running
+// transactions finish, and ends.
 func TestShutdown(t *testing.T) {
-	l := newLab(t, func(c *Config) { c.ShutdownDelay = 500 * time.Millisecond })
+	l := newLab(t, func(c *Config) { c.ShutdownDelay, c.DrainTimeout = 500*time.Millisecond, 12*time.Second })
 	l.a.establish(1)
 	running, idle := l.connect(), l.connect()
 	require.Equal(t, l.a.name, server(t, idle))
@@ -273,10 +274,35 @@ func TestShutdown(t *testing.T) {
 		_, err := pgx.ConnectConfig(within(t, time.Second), l.config())
 		var op *net.OpError
 		return errors.As(err, &op)
-	}, 5*time.Second, 50*time.Millisecond)
+	}, 15*time.Second, 50*time.Millisecond)
+	require.Error(t, idle.Ping(within(t, time.Second)), "it was ended while it was idle")
 	_, err = tx.Exec(within(t, 5*time.Second), "INSERT INTO writes VALUES (7, 8)")
 	require.NoError(t, err)
 	require.NoError(t, tx.Commit(within(t, 5*time.Second)))
+	select {
+	case <-ended:
+	case <-time.After(2 * time.Second):
+		require.Fail(t, "does not end")
+	}
+}
+
+// Clients that are never idle and leave by themselves in time see no error, and the gateway ends with the last of them.
+func TestShutdownWaitsForBusyClients(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.DrainTimeout = 12 * time.Second })
+	l.a.establish(1)
+	conn := l.connect()
+	ended := make(chan struct{})
+	go func() { defer close(ended); l.stop() }()
+	for begin := time.Now(); time.Since(begin) < 3*time.Second; {
+		_, err := conn.Exec(within(t, 5*time.Second), "SELECT 1")
+		require.NoError(t, err)
+	}
+	select {
+	case <-ended:
+		require.Fail(t, "it has ended under a busy client")
+	default:
+	}
+	require.NoError(t, conn.Close(within(t, time.Second)))
 	select {
 	case <-ended:
 	case <-time.After(2 * time.Second):

@@ -178,6 +178,12 @@ func (c *console) limitPools(ctx context.Context, n int) error {
 	return err
 }
 
+// endIdle has the connections of clients ended that are idle for a second.
+func (c *console) endIdle(ctx context.Context) error {
+	_, err := c.do(ctx, "SET client_idle_timeout = 1")
+	return err
+}
+
 func (c *console) reload(ctx context.Context) error {
 	_, err := c.do(ctx, "RELOAD")
 	return err

@@ -58,7 +58,9 @@ type Config struct {
 	// ShutdownDelay is how long a gateway that was told to end goes on as if it was not, for its clients' Service to
 	// notice. Default 2 s. Negative means none.
 	ShutdownDelay time.Duration
-	// DrainTimeout is how long running transactions may then take to finish. Default 20 s.
+	// DrainTimeout is how long clients may then take to leave. For three quarters of it everything goes on as before, but
+	// connections that are idle for a second are ended; then new transactions are refused and running ones may finish.
+	// Default 20 s.
 	DrainTimeout time.Duration
 	// PoolerLog takes what PgBouncer logs. Default: standard error.
 	PoolerLog io.Writer
@@ -242,8 +244,12 @@ func (g *gateway) run(ctx context.Context) error {
 	return nil
 }
 
-// shutdown lets clients go: first the Service stops sending new ones, then PgBouncer takes no more and ends when the
-// running transactions have (SIGINT: wait for servers), then it is ended.
+// shutdown lets clients go. First the Service stops sending new ones. Then those that are there may leave by themselves:
+// a connection can only be ended without an error for its client while nothing is under way on it in either
+// direction, and only the client knows that. So idle connections are ended, which every pool notices before it uses
+// one, and busy ones are given time to reach the end of the life that their pool gives them; the route is
+// followed meanwhile like ever. Last, PgBouncer takes no new transactions and ends when the running ones have (SIGINT:
+// wait for servers), then it is ended.
 func (g *gateway) shutdown(leave func(), ended <-chan struct{}) {
 	log := g.config.Log
 	log.Info("shutting down", "delay", g.config.ShutdownDelay, "drain", g.config.DrainTimeout)
@@ -252,11 +258,13 @@ func (g *gateway) shutdown(leave func(), ended <-chan struct{}) {
 		<-g.config.Clock.After(g.config.ShutdownDelay)
 	}
 	leave()
+	patience := g.config.DrainTimeout * 3 / 4
+	g.awaitClients(patience, ended)
 	g.child.signal(syscall.SIGINT)
 	select {
 	case <-ended:
 		return
-	case <-g.config.Clock.After(g.config.DrainTimeout):
+	case <-g.config.Clock.After(g.config.DrainTimeout - patience):
 	}
 	log.Warn("transactions are still running; ending them")
 	g.child.signal(syscall.SIGQUIT)
@@ -265,6 +273,29 @@ func (g *gateway) shutdown(leave func(), ended <-chan struct{}) {
 	case <-g.config.Clock.After(time.Second):
 		g.child.signal(syscall.SIGKILL)
 		<-ended
+	}
+}
+
+// awaitClients returns when no client is connected any more, or after limit.
+func (g *gateway) awaitClients(limit time.Duration, ended <-chan struct{}) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	timeout := g.config.Clock.After(limit)
+	told := false
+	for {
+		if !told {
+			told = g.console.endIdle(ctx) == nil
+		}
+		if pools, err := g.console.pools(ctx); err == nil && pools["cl_active"]+pools["cl_waiting"] == 0 {
+			return
+		}
+		select {
+		case <-timeout:
+			return
+		case <-ended:
+			return
+		case <-g.config.Clock.After(100 * time.Millisecond):
+		}
 	}
 }
 

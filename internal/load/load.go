@@ -25,6 +25,9 @@ type Config struct {
 	Timeout time.Duration
 	// ConnectTimeout of one attempt to connect. Default: Timeout.
 	ConnectTimeout time.Duration
+	// MaxLifetime of a connection, as pools have it: then the writer itself ends it between two operations and makes
+	// another. It is spread by up to a quarter downwards, so that they do not all go at once. Default 0: for ever.
+	MaxLifetime time.Duration
 	// Retry is the pause after an attempt to connect failed. Default 10 ms.
 	Retry time.Duration
 	// Duration of the run. 0: until the context ends.

@@ -3,6 +3,7 @@ package load
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"net"
 	"time"
 
@@ -19,7 +20,8 @@ type writer struct {
 	rec    *recorder
 
 	conn   *pgx.Conn
-	warned string // what the server warned of during the operation under way
+	until  time.Time // the end of conn's life; zero is never
+	warned string    // what the server warned of during the operation under way
 }
 
 // write inserts until the context ends. The operation under way then is finished, so that its outcome is known.
@@ -56,7 +58,19 @@ func (w *writer) write(ctx context.Context) {
 	}
 }
 
+// retire ends a connection whose life is over, the way a pool does: between two operations and with a goodbye.
+func (w *writer) retire(ctx context.Context) {
+	if w.conn == nil || w.until.IsZero() || w.config.Clock.Now().Before(w.until) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, w.config.Timeout)
+	defer cancel()
+	_ = w.conn.Close(ctx)
+	w.conn = nil
+}
+
 func (w *writer) insert(ctx context.Context, statement string, seq int64) Op {
+	w.retire(ctx)
 	op := Op{Writer: w.id, Seq: seq, Start: w.config.Clock.Now()}
 	op.Outcome, op.Code, op.Error = w.try(ctx, statement, seq)
 	op.End = w.config.Clock.Now()
@@ -71,7 +85,10 @@ func (w *writer) try(ctx context.Context, statement string, seq int64) (Outcome,
 		if err != nil {
 			return Failed, ConnectCode(err), err.Error()
 		}
-		w.conn = conn
+		w.conn, w.until = conn, time.Time{}
+		if life := w.config.MaxLifetime; life > 0 {
+			w.until = w.config.Clock.Now().Add(life - time.Duration(rand.Int64N(int64(life)/4+1)))
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, w.config.Timeout)
 	defer cancel()

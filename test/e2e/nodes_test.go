@@ -21,6 +21,13 @@ import (
 	"theseus.dev/theseus/internal/labkit"
 )
 
+// pooled is the load of clients whose pool gives connections a maximum lifetime: those notice nothing when gateways move
+// (docs/gateway.md).
+func (f *fixture) pooled() *running {
+	f.t.Helper()
+	return f.startLoad("--max-lifetime", "10s")
+}
+
 // drain runs what a person runs; it ends by itself, or at the limit.
 func (f *fixture) drain(limit time.Duration, nodes ...string) (string, error) {
 	args := append([]string{"drain", "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=" + limit.String()}, nodes...)
@@ -88,7 +95,7 @@ func (f *fixture) replacing() []v1alpha1.Replacement {
 func TestDrainOfNodes(t *testing.T) {
 	f := newFixture(t, nil)
 	f.waitReady()
-	load := f.startLoad()
+	load := f.pooled()
 	defer func() { f.uncordon(f.nodes()...) }()
 	for i := range 4 {
 		node := f.nodeOf(current(f.shard()).Primary)
@@ -107,7 +114,7 @@ func TestDrainOfNodes(t *testing.T) {
 func TestDrainOfAllNodes(t *testing.T) {
 	f := newFixture(t, nil)
 	f.waitReady()
-	load := f.startLoad()
+	load := f.pooled()
 	old := f.nodes()
 	for range old {
 		f.lab("node", "add")
@@ -135,7 +142,7 @@ func TestDrainWithoutRoom(t *testing.T) {
 		}
 	}
 	require.NotEmpty(t, free)
-	load := f.startLoad()
+	load := f.pooled()
 	defer func() { f.uncordon(f.nodes()...) }()
 	f.cordon(free...)
 	node := f.nodeOf(current(f.shard()).Members[0])
@@ -181,7 +188,7 @@ func TestABareCordonMovesNothing(t *testing.T) {
 func TestASingleInstanceDrains(t *testing.T) {
 	f := newFixture(t, func(db *v1alpha1.Database) { db.Spec.Instances = 1 })
 	f.waitReady()
-	load := f.startLoad()
+	load := f.pooled()
 	defer func() { f.uncordon(f.nodes()...) }()
 	old := f.instances()
 	measured(t, "drain of the only instance's node took %.1f s", f.drained(f.nodeOf(old[0])).Seconds())
@@ -198,7 +205,7 @@ func TestEveryNodeIsReplaced(t *testing.T) {
 	f.ctx = ctx
 	f.waitReady()
 	old, first := f.nodes(), f.instances()
-	load := f.startLoad()
+	load := f.pooled()
 	const maxAge = 4 * time.Minute
 	p := &v1alpha1.NodePolicy{ObjectMeta: metav1.ObjectMeta{Name: "all"}, Spec: v1alpha1.NodePolicySpec{
 		MaxAge: metav1.Duration{Duration: maxAge}, Budget: intstr.FromInt32(1),
