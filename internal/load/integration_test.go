@@ -124,6 +124,20 @@ func TestRunCountsWhatHappens(t *testing.T) {
 	require.Contains(t, live.String()+"writes/s", "writes/s")
 }
 
+// Connections that end at their age, as a pool's do, are no errors; and they really end.
+func TestConnectionsHaveALife(t *testing.T) {
+	dsn := startPostgres(t)
+	var seen acked
+	stop := start(Config{DSN: dsn, Observe: seen.observe, MaxLifetime: 200 * time.Millisecond, SetupTimeout: 30 * time.Second})
+	seen.await(t, 10)
+	sql(t, dsn, "CREATE TABLE before AS SELECT pid, backend_start FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()")
+	time.Sleep(time.Second)
+	sql(t, dsn, "DO $$ BEGIN IF EXISTS (SELECT FROM before JOIN pg_stat_activity USING (pid, backend_start)) THEN RAISE 'a connection is too old'; END IF; END $$")
+	s, err := stop()
+	require.NoError(t, err)
+	require.Empty(t, s.Errors)
+}
+
 // A commit whose wait for a standby was cancelled is reported as a success with a warning. It is none.
 func TestRunDoesNotBelieveWarnings(t *testing.T) {
 	dsn := startPostgres(t)
