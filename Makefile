@@ -26,7 +26,8 @@ demo: packages binaries images $(BIN)/theseus-demo ## Start a lab, install These
 	$(BIN)/theseus-demo --cluster=$(or $(CLUSTER),lab) $(if $(IMAGE),--image=$(IMAGE)) $(if $(STORY),--story=$(STORY))
 
 .PHONY: test
-test: packages lint test-unit test-integration test-karpenter test-lab test-e2e ## Everything: lint, unit, integration (real API server, PostgreSQL, PgBouncer), lab and end-to-end tests
+test: packages lint test-unit test-integration test-karpenter test-lab test-e2e ## Everything: lint, unit, integration (real API server, PostgreSQL, PgBouncer), lab, end-to-end and a short robustness test
+	@$(MAKE) test-robustness SEED=2 FAULTS=4
 	@echo "make test: all passed"
 
 .PHONY: clean-lab
