@@ -53,7 +53,8 @@ func startWriting(ctx context.Context, kit *labkit.Kit) (*writing, error) {
 	}
 	w := &writing{out: filepath.Join(dir, "load.json"), exited: make(chan struct{})}
 	w.cmd = exec.Command(kit.Bin("lab"), "--name", kit.LabName, "client", "--", kit.Bin("theseus-load"),
-		"--interval", "10ms", "--timeout", "20s", "--out", w.out)
+		"--interval", "10ms", "--timeout", "20s", "--max-lifetime", "10s", "--out", w.out)
+	// As pools do it: connections end by themselves before a gateway that leaves ends them.
 	// The password travels in the environment, where other users cannot read it.
 	w.cmd.Env = append(os.Environ(), "DATABASE_URL="+u.String())
 	// Its own process group: Ctrl-C is for the demo, which then ends the load in order.
