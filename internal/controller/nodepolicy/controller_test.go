@@ -310,3 +310,22 @@ func TestWindows(t *testing.T) {
 	require.Equal(t, 22*time.Hour+30*time.Minute, got[0].Start)
 	require.Equal(t, "Europe/Berlin", got[0].Location.String())
 }
+
+func TestAPodThatIsBeingDeletedNeedsItsNode(t *testing.T) {
+	deleting := metav1.Now()
+	for _, tt := range []struct {
+		phase    corev1.PodPhase
+		deleting *metav1.Time
+		want     bool
+	}{
+		{corev1.PodRunning, nil, true},
+		{corev1.PodRunning, &deleting, true},
+		{corev1.PodSucceeded, &deleting, true},
+		{corev1.PodFailed, &deleting, true},
+		{corev1.PodSucceeded, nil, false},
+		{corev1.PodFailed, nil, false},
+	} {
+		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: tt.deleting}, Status: corev1.PodStatus{Phase: tt.phase}}
+		require.Equal(t, tt.want, occupies(p), "%s %v", tt.phase, tt.deleting)
+	}
+}

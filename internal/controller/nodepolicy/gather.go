@@ -68,7 +68,7 @@ func (r *Reconciler) gather(ctx context.Context, name string) (*world, error) {
 func (w *world) place(pods []corev1.Pod) {
 	for i := range pods {
 		p := &pods[i]
-		if p.Spec.NodeName == "" || p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded {
+		if p.Spec.NodeName == "" || !occupies(p) {
 			continue
 		}
 		switch p.Labels[v1alpha1.LabelComponent] {
@@ -81,6 +81,13 @@ func (w *world) place(pods []corev1.Pod) {
 			w.gateways[p.Spec.NodeName] = append(w.gateways[p.Spec.NodeName], *p)
 		}
 	}
+}
+
+// occupies reports whether the node is still needed for the Pod. One that is being deleted needs it to the end, even though
+// its containers have ended: only the kubelet says that it is gone, and takes its volume off.
+func occupies(p *corev1.Pod) bool {
+	ended := p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded
+	return !ended || p.DeletionTimestamp != nil
 }
 
 // sel finds the policy's nodes. Those that another policy selects as well are nobody's; a rotation that has begun goes on.

@@ -179,7 +179,7 @@ func (t *rotation) really(ctx context.Context) (int, error) {
 			return 0, err
 		}
 		for i := range pods.Items {
-			if p := &pods.Items[i]; p.Status.Phase != corev1.PodFailed && p.Status.Phase != corev1.PodSucceeded {
+			if occupies(&pods.Items[i]) {
 				n++
 			}
 		}
