@@ -35,6 +35,10 @@ func TestEveryInstanceIsReplaced(t *testing.T) {
 		f.waitSettled()
 	}
 	watch()
+	table, err := kit.Kubectl(f.ctx, "-n", f.namespace, "get", "replacements")
+	require.NoError(t, err)
+	measured(t, "kubectl get replacements:\n%s", table)
+	measured(t, "metrics:\n%s", f.metrics("theseus_replacement", "theseus_ledger", "theseus_instance"))
 	after := f.instances()
 	require.Len(t, after, 3)
 	for _, name := range before {
@@ -228,6 +232,27 @@ func (f *fixture) watchCopies(n int) (stop func()) {
 			f.t.Errorf("make before break: %s", why)
 		}
 	}
+}
+
+// metrics are the lines of the leading operator's metrics that begin with one of the prefixes.
+func (f *fixture) metrics(prefixes ...string) string {
+	f.t.Helper()
+	pods := &corev1.PodList{}
+	require.NoError(f.t, kit.Client.List(f.ctx, pods, client.InNamespace(labkit.OperatorNamespace), client.MatchingLabels{"app.kubernetes.io/name": "theseus"}))
+	best := ""
+	for i := range pods.Items {
+		text, err := kit.Kubectl(f.ctx, "get", "--raw", fmt.Sprintf("/api/v1/namespaces/%s/pods/%s:8080/proxy/metrics", labkit.OperatorNamespace, pods.Items[i].Name))
+		if err != nil {
+			continue
+		}
+		lines := slices.DeleteFunc(strings.Split(text, "\n"), func(l string) bool {
+			return strings.Contains(l, "_bucket") || !slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(l, p) })
+		})
+		if s := strings.Join(lines, "\n"); len(s) > len(best) {
+			best = s
+		}
+	}
+	return best
 }
 
 // steps are the phases of a replacement with their durations.
