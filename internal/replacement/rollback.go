@@ -23,10 +23,14 @@ func (m *machine) rollingBack() Decision {
 		return m.rolledBack()
 	case m.late() && !m.s.StopBegun:
 		return m.fail(SurgeWontGo, "%s could not be taken away within %s", m.s.Successor, m.t.RollBack)
+	case m.s.StopBegun && (m.successor.InRecord || m.o.Primary == m.s.Successor) && !m.o.Now.Before(m.s.PhaseStartedAt.Add(m.t.Swap)):
+		// Of two instances it may be the only one that could acknowledge: only a substitute gets it out of the cohort, and
+		// while we hold on to it nobody makes one.
+		return m.fail(SurgeWontGo, "%s took the place of %s and failed, and the shard cannot go on without a substitute: it is to be replaced itself", m.s.Successor, m.target.Name)
 	case m.o.Primary == m.s.Successor:
-		return m.wait("%s is the primary and sick: an emergency comes first", m.s.Successor)
+		return m.taking("%s is the primary and sick: an emergency comes first", m.s.Successor)
 	case m.successor.InRecord:
-		return m.wait("waiting for the cohort to go on without %s", m.s.Successor)
+		return m.taking("waiting for the cohort to go on without %s", m.s.Successor)
 	}
 	d := m.do(Action{
 		Kind: RetireSurge, Instance: m.s.Successor, Volume: m.s.Volume,
@@ -34,6 +38,15 @@ func (m *machine) rollingBack() Decision {
 	}, "%s is being taken away", m.s.Successor)
 	if !m.settled() {
 		d.Recheck = earlier(d.Recheck, m.s.PhaseStartedAt.Add(settle))
+	}
+	return d
+}
+
+// taking waits for others to take the surge out.
+func (m *machine) taking(format string, args ...any) Decision {
+	d := m.wait(format, args...)
+	if m.s.StopBegun {
+		d.Recheck = earlier(d.Recheck, m.s.PhaseStartedAt.Add(m.t.Swap))
 	}
 	return d
 }

@@ -215,3 +215,32 @@ func TestAShardOfTwoIsRepairedThoughItCannotWrite(t *testing.T) {
 		}
 	}
 }
+
+// Of two instances the successor of one that is gone fails when it is a member already: the cohort cannot do without it
+// before it has a substitute, and nobody makes one while this replacement looks after the place.
+func TestASuccessorThatFailedAsTheOnlyMemberIsLeftToItsOwnReplacement(t *testing.T) {
+	for name, primary := range map[string]string{"as a member": "other", "as the primary": "new"} {
+		t.Run(name, func(t *testing.T) {
+			o := Observed{
+				Now: t0, Request: Request{Instance: "old", Reason: v1alpha1.ReasonExpired}, Wanted: 2, Primary: primary,
+				Status: Status{
+					Phase: Retiring, PhaseStartedAt: t0, AdmittedAt: t0, Successor: "new", SuccessorSeen: true, Attempt: 1, StopBegun: true,
+				},
+				Instances: []Instance{
+					{Name: "other", PodExists: true, VolumeExists: true, Healthy: primary == "other", InRecord: true},
+					{Name: "new", PodExists: true, VolumeExists: true, Dead: true, InRecord: true},
+				},
+			}
+			o.Status.Phase, o.Status.Undo, o.Status.RetryAt = RollingBack, Failed, t0.Add(time.Minute)
+			d := Next(o, Timeouts{})
+			require.Equal(t, Wait, d.Action.Kind)
+			require.Equal(t, "new", d.Leaving)
+			require.LessOrEqual(t, d.Recheck.Sub(t0), 2*time.Minute)
+			o.Status, o.Now = d.Status, t0.Add(2*time.Minute)
+			d = Next(o, Timeouts{})
+			require.Equal(t, Failed, d.Status.Phase)
+			require.Equal(t, SurgeWontGo, d.Status.LastFailure)
+			require.Empty(t, d.Leaving)
+		})
+	}
+}
