@@ -35,8 +35,8 @@ func main() {
 	flag.StringVar(&opts.lab, "lab", defaultLab, "name of the lab")
 	flag.DurationVar(&opts.timeout, "timeout", 40*time.Minute, "bound on the whole demo")
 	flag.BoolVar(&opts.story, "story", true, "in a lab: replace everything while clients write")
-	flag.DurationVar(&opts.instanceAge, "instance-age", 5*time.Minute, "of the story: maximum age of instances")
-	flag.DurationVar(&opts.nodeAge, "node-age", 8*time.Minute, "of the story: maximum age of nodes")
+	flag.DurationVar(&opts.instanceAge, "instance-age", 4*time.Minute, "of the story: maximum age of instances")
+	flag.DurationVar(&opts.nodeAge, "node-age", 6*time.Minute, "of the story: maximum age of nodes")
 	flag.DurationVar(&opts.rotation, "rotation", 20*time.Minute, "of the story: bound on replacing everything")
 	flag.Parse()
 

@@ -119,12 +119,21 @@ func (t *tale) powerCut(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("the evidence: %w", err)
 	}
-	lines := strings.Split(strings.TrimRight(out, "\n"), "\n")
-	for _, l := range lines[:min(len(lines), 40)] {
+	for _, l := range excerpt(strings.Split(strings.TrimRight(out, "\n"), "\n")) {
 		fmt.Println("  " + l)
 	}
 	_, err = t.kit.Lab(ctx, "node", "remove", victim.Place)
 	return errors.Join(err, t.addNode(ctx))
+}
+
+// excerpt is the head of an autopsy and the end of its timeline.
+func excerpt(lines []string) []string {
+	const last = 25
+	head := slices.Index(lines, "Timeline") + 1
+	if head == 0 || len(lines) <= head+last {
+		return lines
+	}
+	return slices.Concat(lines[:head], []string{"  …"}, lines[len(lines)-last:])
 }
 
 func (t *tale) addNode(ctx context.Context) error {
