@@ -189,3 +189,44 @@ func TestTheViewOfAReplacement(t *testing.T) {
 }
 
 func probing(since int64) *agentpb.Probe { return &agentpb.Probe{PendingSinceUnixMs: since} }
+
+func TestTheSurvivorOfTwoIsCopiedBeforeItTakesOver(t *testing.T) {
+	c := cohortOf(2, "a", 1, "b")
+	lost := func() *world {
+		w := newWorld(2).add("a", primaryOf(2, true, c, "b"), silentFor(time.Minute)).add("b", standbyOf(2, "a"))
+		w.Bootstrap = &v1alpha1.BootstrapStatus{Instance: "a", Done: true}
+		w.Record = quorum.Record{Cohorts: []quorum.Cohort{c}, Established: 2}
+		w.NoPrimaryFor = time.Minute
+		return w
+	}
+	w := lost()
+	require.Equal(t, []string{"Condemn a"}, w.planned())
+	w.add("d").replace("a", "d")
+	require.Equal(t, []string{"Seed d from b"}, w.planned())
+	w.edit("d", standbyOf(2, "b"))
+	require.Empty(t, w.planned(), "an emergency reparent does the rest")
+
+	for name, w := range map[string]*world{
+		"the primary has been lost for a moment only": func() *world { w := lost(); w.NoPrimaryFor = 5 * time.Second; return w }(),
+		"the primary is there, with a sick agent":     lost().edit("a", silentFor(5*time.Second)),
+		"a reparent is under way":                     func() *world { w := lost(); w.Reparenting = true; return w }(),
+		"the survivor has diverged":                   lost().edit("b", func(it *Instance) { it.Status.Diverged = true }),
+		"the survivor may lack what was acknowledged": func() *world {
+			w := lost()
+			w.Record.Cohorts = []quorum.Cohort{cohortOf(2, "a", 1, "b", "z")}
+			return w
+		}(),
+		"there are survivors enough": func() *world {
+			w := lost().add("z", standbyOf(2, "a"))
+			w.Record.Cohorts = []quorum.Cohort{cohortOf(2, "a", 1, "b", "z")}
+			return w
+		}(),
+	} {
+		t.Run(name, func(t *testing.T) {
+			w.add("d")
+			for _, a := range Plan(&w.State, DefaultParams()) {
+				require.NotContains(t, []Verb{Condemn, AgentSeed, CreateInstance, DeleteClaim}, a.Verb)
+			}
+		})
+	}
+}
