@@ -22,8 +22,11 @@ include bench/bench.mk
 GO_SOURCES := $(shell find api cmd internal -name '*.go' -not -name '*_test.go' 2>/dev/null) go.mod go.sum
 
 ##@ What you will want
+# Your own cluster needs neither a Kubernetes compiled here nor images built here.
+demo_needs := $(if $(filter current,$(CLUSTER)),$(BIN)/helm,packages binaries images)
+
 .PHONY: demo
-demo: packages binaries images $(BIN)/theseus-demo ## Start a lab, install Theseus, run the quickstart, replace everything (STORY=false: do not); CLUSTER=current uses your kubeconfig, IMAGE= names pushed images
+demo: $(demo_needs) $(BIN)/theseus-demo ## Start a lab, install Theseus, run the quickstart, replace everything (STORY=false: do not); CLUSTER=current uses your kubeconfig, IMAGE= names pushed images
 	$(BIN)/theseus-demo --cluster=$(or $(CLUSTER),lab) $(if $(IMAGE),--image=$(IMAGE)) $(if $(STORY),--story=$(STORY))
 
 .PHONY: test
