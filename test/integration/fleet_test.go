@@ -202,7 +202,11 @@ func (c *agentClient) do(ctx context.Context, term uint64, f func(a *agent) erro
 
 func (c *agentClient) GetStatus(ctx context.Context, _ *agentpb.GetStatusRequest, _ ...grpc.CallOption) (*agentpb.Status, error) {
 	var out *agentpb.Status
-	err := c.do(ctx, 0, func(a *agent) error { out = proto.Clone(a.st).(*agentpb.Status); return nil })
+	err := c.do(ctx, 0, func(a *agent) error {
+		out = proto.Clone(a.st).(*agentpb.Status)
+		out.AtUnixMs = time.Now().UnixMilli()
+		return nil
+	})
 	return out, err
 }
 

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/agentapi/agentpb"
 	"theseus.dev/theseus/internal/controller"
 	"theseus.dev/theseus/internal/controller/replacement"
 	"theseus.dev/theseus/internal/evidence"
@@ -430,4 +431,31 @@ func TestTheSurvivorOfTwoGetsAStandbyAndTakesOver(t *testing.T) {
 	require.Equal(t, 1, b.bootstraps())
 	rp := &v1alpha1.Replacement{ObjectMeta: metav1.ObjectMeta{Namespace: b.namespace, Name: old + "-condemned"}}
 	require.Equal(t, "Succeeded", b.ended(rp).Outcome)
+}
+
+// The disk of a standby hangs while it goes on streaming: it leaves the cohort at once, and is replaced when it does not
+// come back.
+func TestAStandbyWhoseDiskHangsLeavesTheCohortAndIsReplaced(t *testing.T) {
+	b := newBed(t)
+	b.operator("op")
+	b.database()
+	b.untilReady()
+	name := b.shard().Status.Record.Cohorts[0].Members[0]
+	b.fleet.mu.Lock()
+	b.fleet.agents[name].st.DiskProbe = &agentpb.Probe{PendingSinceUnixMs: time.Now().Add(-3 * time.Second).UnixMilli()}
+	b.fleet.mu.Unlock()
+	start := time.Now()
+	b.until("the cohort goes on without it", func() bool {
+		cohorts := b.shard().Status.Record.Cohorts
+		return len(cohorts) == 1 && !slices.Contains(cohorts[0].Members, name)
+	})
+	require.Less(t, time.Since(start), 5*time.Second)
+	rp := &v1alpha1.Replacement{ObjectMeta: metav1.ObjectMeta{Namespace: b.namespace, Name: name + "-condemned"}}
+	b.until("it is condemned", func() bool {
+		return cluster.client.Get(b.ctx, client.ObjectKeyFromObject(rp), rp) == nil
+	})
+	require.Contains(t, rp.Spec.Message, "StandbyStuck")
+	require.Equal(t, "Succeeded", b.ended(rp).Outcome)
+	b.untilReady()
+	require.NotContains(t, b.pods(), name)
 }
