@@ -29,6 +29,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"theseus.dev/theseus/internal/agentapi"
 	"theseus.dev/theseus/internal/agentapi/agentpb"
@@ -202,11 +203,17 @@ func (n *node) kill() {
 	if n.cmd == nil {
 		return
 	}
+	// What the agent leaves becomes a child of this process, which therefore can wait for it: to PostgreSQL a zombie is a
+	// postmaster that still runs, and nobody says how soon the machine's own first process reaps.
+	require.NoError(n.t, unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 	pids := descendants(n.cmd.Process.Pid)
 	_ = n.cmd.Process.Kill()
 	_ = n.cmd.Wait()
 	for _, pid := range pids {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	for _, pid := range pids {
+		_, _ = syscall.Wait4(pid, nil, 0, nil)
 	}
 	_ = n.client.Close()
 	_ = n.quiet.Close()
