@@ -321,3 +321,9 @@ func (f *fakeShard) serving() []string {
 	}
 	return out
 }
+
+func (f *fakeShard) called() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.calls)
+}

@@ -145,6 +145,10 @@ func (r *run) caughtUp(ctx context.Context, candidate string, deadline time.Time
 // disturb pauses the clients and stops the old primary. As long as the old primary has not been told to stop, every
 // failure is undone.
 func (r *run) disturb(ctx context.Context) error {
+	// Before anybody is disturbed, so that no client waits for an API server that is slow.
+	if err := r.announce(ctx); err != nil {
+		return r.undo(ctx, err)
+	}
 	r.disturbed = r.Runtime.Now()
 	if err := r.drain(ctx); err != nil {
 		return r.undo(ctx, err)
@@ -173,51 +177,31 @@ func (r *run) disturb(ctx context.Context) error {
 	return nil
 }
 
-// drain asks the clients to pause, and meanwhile records the cohort to come.
-func (r *run) drain(ctx context.Context) error {
+// announce records the cohort to come.
+func (r *run) announce(ctx context.Context) error {
+	end := r.phase(PhaseRecord)
 	c, err := r.field().cohort(quorum.Promise{Instance: r.prefer})
-	if err != nil {
-		return err
-	}
-	next, err := quorum.BeginTerm(r.record, c)
-	if err != nil {
-		return err
-	}
-	end := r.phase(PhaseDrain)
-	type answer struct {
-		open int
-		at   Version
-	}
-	at, open, errs := r.version, 0, [2]error{context.DeadlineExceeded, context.DeadlineExceeded}
-	each(ctx, r.Runtime, r.lim.Drain+r.lim.Store, 2,
-		func(ctx context.Context, i int) (a answer, err error) {
-			if i == 0 {
-				a.open, err = r.Agents.Drain(ctx, r.old, r.oldTerm, r.lim.Drain)
-				return a, err
-			}
-			a.at, err = r.Records.Store(ctx, at, next)
-			return a, err
-		},
-		func(i int, a answer, err error) time.Duration {
-			errs[i] = err
-			switch {
-			case i == 0:
-				open = a.open
-			case err == nil:
-				r.record, r.version = next, a.at
-			}
-			if err != nil {
-				return Enough
-			}
-			return All
-		})
-	if errs[0] == nil && errors.Is(errs[1], ErrConflict) {
-		if errs[1] = r.load(ctx); errs[1] == nil {
-			errs[1] = r.begin(ctx, c)
+	for try := 1; err == nil; try++ {
+		if err = r.begin(ctx, c); err == nil {
+			break
+		}
+		if errors.Is(err, errMoved) && try < 3 {
+			err = nil // the keeper of the cohort was quicker; what it stored is loaded
 		}
 	}
-	if err := errors.Join(errs[:]...); err != nil {
-		end("drain: %v; record: %v", errs[0], errs[1])
+	end("%v", recorded(c, err))
+	return err
+}
+
+// drain asks the clients to pause.
+func (r *run) drain(ctx context.Context) error {
+	end := r.phase(PhaseDrain)
+	old, term := r.old, r.oldTerm
+	open, err := one(ctx, r.Runtime, r.lim.Drain+r.lim.Store, func(ctx context.Context) (int, error) {
+		return r.Agents.Drain(ctx, old, term, r.lim.Drain)
+	})
+	if err != nil {
+		end("%v", err)
 		return err
 	}
 	st, err := r.status(ctx, r.prefer)

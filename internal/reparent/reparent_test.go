@@ -396,3 +396,33 @@ func TestLimits(t *testing.T) {
 	}
 	require.Equal(t, time.Hour, Limits{Drain: time.Hour}.WithDefaults().Drain)
 }
+
+// The record of the term to come is stored before clients are paused: they never wait for an API server.
+func TestClientsDoNotWaitForTheRecord(t *testing.T) {
+	for _, fl := range []fault{refuses, hangs, loses, late} {
+		bubble(t, string(fl), func(t *testing.T) {
+			f := newFake(t, "p", "a", "b")
+			f.faults["Store"], f.sticky = fl, true
+			res := f.run(Request{Kind: Planned})
+			if res.Outcome != Succeeded { // a store whose answer is lost is found to have happened
+				require.Equal(t, []string{"p"}, f.serving())
+				require.Equal(t, Undone, res.Outcome, res.Message)
+				require.NotContains(t, f.calls, "Drain p")
+				require.Zero(t, res.WriteUnavailable)
+			}
+		})
+	}
+	bubble(t, "the keeper of the cohort is quicker", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		go func() {
+			for !slices.Contains(f.called(), "Checkpoint p") {
+				time.Sleep(100 * time.Microsecond)
+			}
+			f.mu.Lock()
+			f.version++
+			f.mu.Unlock()
+		}()
+		require.Equal(t, Succeeded, f.run(Request{Kind: Planned}).Outcome)
+		require.Less(t, slices.Index(f.calls, "Store"), slices.Index(f.calls, "Drain p"))
+	})
+}
