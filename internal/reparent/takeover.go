@@ -215,9 +215,15 @@ func (r *run) promote(ctx context.Context, ch choice) ([]Timeline, error) {
 	return timelines, nil
 }
 
+// headStart is what running standbys get over the old primary of a planned reparent when both are told to follow.
+const headStart = 150 * time.Millisecond
+
 // establish has everybody follow the new primary while it writes the row of the journal, which waits for them.
 func (r *run) establish(ctx context.Context, ch choice, timelines []Timeline) error {
-	name, term := ch.cohort.Primary, r.term
+	name, term, old := ch.cohort.Primary, r.term, ""
+	if r.req.Kind == Planned && len(ch.cohort.Members) > ch.cohort.Acks {
+		old = r.old
+	}
 	end := r.phase(PhaseEstablish)
 	var followers []string
 	for _, i := range r.req.Instances {
@@ -232,6 +238,13 @@ func (r *run) establish(ctx context.Context, ch choice, timelines []Timeline) er
 		func(ctx context.Context, i int) (struct{}, error) {
 			if i == 0 {
 				return struct{}{}, r.Agents.Establish(ctx, name, term, r.req.Kind, r.req.Reason)
+			}
+			if followers[i-1] == old {
+				// It has to be started first, which takes what the others need to acknowledge the row: processors, and the new
+				// primary's attention. Where they are enough it is not waited for, and where not, this is soon enough.
+				if err := r.Runtime.Sleep(ctx, headStart); err != nil {
+					return struct{}{}, err
+				}
 			}
 			return struct{}{}, r.Agents.Follow(ctx, followers[i-1], term, name, timelines)
 		},
