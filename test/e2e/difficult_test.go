@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
@@ -21,21 +20,18 @@ import (
 
 // sessions are psql processes beside the nodes.
 type sessions struct {
-	f      *fixture
-	cmds   []*exec.Cmd
-	errors []*bytes.Buffer
-	ended  []chan error
+	cmds  []*exec.Cmd
+	ended []chan error
 }
 
 // openSessions runs psql n times against uri, each with the commands as its input, which stays open.
 func (f *fixture) openSessions(n int, uri, commands string) *sessions {
 	f.t.Helper()
-	s := &sessions{f: f}
+	s := &sessions{}
 	for range n {
 		cmd := exec.Command(kit.Bin("lab"), "--name", kit.LabName, "client", "--", "psql", "-qtA", "-v", "ON_ERROR_STOP=1", uri)
-		stderr, ended := &bytes.Buffer{}, make(chan error, 1)
+		ended := make(chan error, 1)
 		cmd.Env = append(os.Environ(), "PGCONNECT_TIMEOUT=20")
-		cmd.Stderr = stderr
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 		in, err := cmd.StdinPipe()
 		require.NoError(f.t, err)
@@ -43,7 +39,7 @@ func (f *fixture) openSessions(n int, uri, commands string) *sessions {
 		_, err = in.Write([]byte(commands))
 		require.NoError(f.t, err)
 		go func() { ended <- cmd.Wait() }()
-		s.cmds, s.errors, s.ended = append(s.cmds, cmd), append(s.errors, stderr), append(s.ended, ended)
+		s.cmds, s.ended = append(s.cmds, cmd), append(s.ended, ended)
 		f.t.Cleanup(func() { _ = in.Close(); _ = cmd.Process.Kill() })
 	}
 	return s
