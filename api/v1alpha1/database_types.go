@@ -99,7 +99,7 @@ type StorageSpec struct {
 
 // LifetimeSpec bounds the age of instances.
 type LifetimeSpec struct {
-	// MaxAge no instance outlives. At least 10m, at most 696h (29 days, the default).
+	// MaxAge no instance outlives. At least 1m, at most 696h (29 days, the default).
 	// +kubebuilder:default="696h"
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1m') && duration(self) <= duration('696h')",message="spec.lifetime.maxAge must be between 1m and 696h (29 days): nothing gets older here"
 	MaxAge metav1.Duration `json:"maxAge,omitzero"`

@@ -47,6 +47,11 @@ type CohortRecord struct {
 	// EstablishedTerm is the last term whose journal row was acknowledged; 0 is none.
 	// +optional
 	EstablishedTerm int64 `json:"establishedTerm,omitempty"`
+	// Retired are the last instances whose volume was given up for deletion, oldest first. No cohort names them again.
+	// +optional
+	// +listType=atomic
+	// +kubebuilder:validation:MaxItems=64
+	Retired []string `json:"retired,omitempty"`
 }
 
 // BootstrapStatus records which instance was chosen to run initdb, before it was told to.

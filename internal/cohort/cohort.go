@@ -122,6 +122,12 @@ func change(o Observed, p Params, latest quorum.Cohort) Step {
 	if under && quorum.Confirmed(latest, *o.Use) {
 		return store(quorum.FinishChange(o.Record, *o.Use))(fmt.Sprintf("%s uses it and its members have all that was acknowledged before", latest.Primary))
 	}
+	o.Standbys = slices.Clone(o.Standbys)
+	for i := range o.Standbys {
+		if s := &o.Standbys[i]; s.Unfit == "" && o.Record.IsRetired(s.Name) {
+			s.Unfit = "its data is being destroyed"
+		}
+	}
 	members, acks, why := plan(o.Standbys, p, latest)
 	next := latest
 	next.Members, next.Acks = members, acks

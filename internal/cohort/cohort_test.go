@@ -26,6 +26,11 @@ func up(name string) Standby { return Standby{Name: name, Streaming: true, Term:
 
 func down(name string, gone time.Duration) Standby { return Standby{Name: name, GoneFor: gone} }
 
+func retired(r quorum.Record, names ...string) quorum.Record {
+	r.Retired = names
+	return r
+}
+
 func TestNext(t *testing.T) {
 	ab := co(0, 1, "a", "b")
 	all := map[string]uint64{"a": 100, "b": 100, "c": 100}
@@ -53,6 +58,12 @@ func TestNext(t *testing.T) {
 			Step{},
 		},
 		{"as it should be", Observed{Record: rec(3, ab), Use: using(ab, 0, all), Standbys: []Standby{up("a"), up("b")}}, 3, Step{}},
+		{
+			"one whose data is being destroyed does not join",
+			Observed{Record: retired(rec(3, co(0, 1, "a")), "b"), Use: using(co(0, 1, "a"), 0, all), Standbys: []Standby{up("a"), up("b")}},
+			3,
+			Step{},
+		},
 		{
 			"a member is silent, not yet for long",
 			Observed{Record: rec(3, ab), Use: using(ab, 0, all), Standbys: []Standby{up("a"), down("b", time.Second)}},

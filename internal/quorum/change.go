@@ -26,6 +26,9 @@ func BeginChange(r Record, members []string, acks int) (Record, error) {
 	if err := next.Validate(); err != nil {
 		return r, err
 	}
+	if err := r.namesRetired(next); err != nil {
+		return r, err
+	}
 	if next.SameRule(old) {
 		return r, fmt.Errorf("the cohort is that already: %v", old)
 	}
@@ -82,6 +85,9 @@ func BeginTerm(r Record, c Cohort) (Record, error) {
 	if err := c.Validate(); err != nil {
 		return r, err
 	}
+	if err := r.namesRetired(c); err != nil {
+		return r, err
+	}
 	if c.Term <= r.Term() {
 		return r, fmt.Errorf("term %d is not above recorded term %d", c.Term, r.Term())
 	}
@@ -115,6 +121,38 @@ func Establish(r Record, term uint64) (Record, error) {
 	r.Established = term
 	r.Cohorts = slices.DeleteFunc(r.Cohorts, func(c Cohort) bool { return c.Term < term })
 	return r, nil
+}
+
+// keepRetired is how many retired instances a record remembers. They are remembered for coordinators that began before the
+// instance was retired; names are not used twice, and no shard throws away this many instances during one reparent.
+const keepRetired = 8
+
+// Retire gives the data of an instance up for destruction. It must be stored before the data is destroyed, and is refused
+// while a cohort names the instance. Whoever destroys and whoever names thus change the same record by compare-and-swap:
+// one of them comes second and is refused. Without it an emergency could name, for the term it begins, an instance whose
+// volume is being deleted in the same milliseconds. Calling it again changes nothing.
+func Retire(r Record, instance string) (Record, error) {
+	switch {
+	case instance == "":
+		return r, fmt.Errorf("no instance to retire")
+	case slices.Contains(r.Names(), instance):
+		return r, fmt.Errorf("a recorded cohort names %s", instance)
+	case r.IsRetired(instance):
+		return r, nil
+	}
+	r = r.Clone()
+	r.Retired = append(r.Retired, instance)
+	r.Retired = r.Retired[max(0, len(r.Retired)-keepRetired):]
+	return r, nil
+}
+
+func (r Record) namesRetired(c Cohort) error {
+	for _, name := range r.Retired {
+		if name == c.Primary || c.Has(name) {
+			return fmt.Errorf("%s was retired: its data may be gone", name)
+		}
+	}
+	return nil
 }
 
 // Shrink plans the members without the ones gone. Never below Acks: of more gone members than can be spared, the first

@@ -1,6 +1,7 @@
 package quorum
 
 import (
+	"fmt"
 	"errors"
 	"math/rand"
 	"slices"
@@ -200,6 +201,42 @@ func TestTerms(t *testing.T) {
 	_, err = AbandonTerm(r2, 3)
 	require.Error(t, err)
 	require.Equal(t, []string{"a", "b", "p"}, r2.Names())
+}
+
+func TestRetire(t *testing.T) {
+	r := Record{Established: 3, Cohorts: []Cohort{{Term: 3, Primary: "a", Members: []string{"b", "c"}, Acks: 1}}}
+	for _, named := range []string{"a", "b", "c", ""} {
+		_, err := Retire(r, named)
+		require.Error(t, err, named)
+	}
+	after, err := Retire(r, "x")
+	require.NoError(t, err)
+	require.True(t, after.IsRetired("x"))
+	require.False(t, r.IsRetired("x"), "the input is as it was")
+	again, err := Retire(after, "x")
+	require.NoError(t, err)
+	require.Equal(t, after, again)
+
+	_, err = BeginChange(after, []string{"b", "x"}, 1)
+	require.ErrorContains(t, err, "x was retired")
+	_, err = BeginTerm(after, Cohort{Term: 4, Primary: "x", Members: []string{"b"}, Acks: 1})
+	require.ErrorContains(t, err, "x was retired")
+	_, err = BeginTerm(after, Cohort{Term: 4, Primary: "b", Members: []string{"x"}, Acks: 1})
+	require.ErrorContains(t, err, "x was retired")
+
+	// It is remembered across terms, and the list does not grow for ever.
+	next, err := BeginTerm(after, Cohort{Term: 4, Primary: "b", Members: []string{"a"}, Acks: 1})
+	require.NoError(t, err)
+	next, err = Establish(next, 4)
+	require.NoError(t, err)
+	require.True(t, next.IsRetired("x"))
+	for i := range 2 * keepRetired {
+		next, err = Retire(next, fmt.Sprintf("gone%d", i))
+		require.NoError(t, err)
+	}
+	require.Len(t, next.Retired, keepRetired)
+	require.True(t, next.IsRetired(fmt.Sprintf("gone%d", 2*keepRetired-1)))
+	require.NoError(t, next.Validate())
 }
 
 func TestValidate(t *testing.T) {

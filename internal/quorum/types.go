@@ -45,6 +45,9 @@ type Record struct {
 	Cohorts []Cohort
 	// Established is the term last known to be established; 0 is none.
 	Established uint64
+	// Retired are the instances whose data was given up for destruction last, oldest first; see Retire. None of them may
+	// be named again.
+	Retired []string
 }
 
 // Compare orders positions: negative when p is behind q, 0 when equal, positive when ahead.
@@ -132,7 +135,7 @@ func (r Record) Validate() error {
 
 // Clone is a deep copy.
 func (r Record) Clone() Record {
-	r.Cohorts = slices.Clone(r.Cohorts)
+	r.Cohorts, r.Retired = slices.Clone(r.Cohorts), slices.Clone(r.Retired)
 	for i := range r.Cohorts {
 		r.Cohorts[i].Members = slices.Clone(r.Cohorts[i].Members)
 	}
@@ -181,6 +184,9 @@ func (r Record) Before(term uint64) Record {
 func (r Record) InTerm() bool {
 	return len(r.Cohorts) > 0 && r.Cohorts[0].Term == r.Established && r.Term() == r.Established
 }
+
+// IsRetired reports whether the data of the instance was given up for destruction.
+func (r Record) IsRetired(instance string) bool { return slices.Contains(r.Retired, instance) }
 
 // Names are all instances named by the record, as primary or as member, sorted. Their data must not be thrown away.
 func (r Record) Names() []string {

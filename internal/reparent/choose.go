@@ -98,7 +98,7 @@ func (f field) choose() (choice, error) {
 	var reasons []string
 	for _, i := range slices.SortedFunc(slices.Values(f.instances), f.elects) {
 		p, ok := find(electable, i.Name)
-		if !ok || i.Unfit != "" {
+		if !ok || i.Unfit != "" || f.record.IsRetired(i.Name) {
 			continue
 		}
 		c, err := f.cohort(p)
@@ -121,7 +121,7 @@ func (f field) better(ch choice, chosen Instance, p quorum.Promise) choice {
 	}
 	for _, i := range slices.SortedFunc(slices.Values(f.instances), f.rank) {
 		q, ok := find(f.promises, i.Name)
-		if i.Name == chosen.Name || !ok || q.WasPrimary || i.Unfit != "" || i.Diverged || i.Leaving && i.Name != f.prefer || f.shunned(i) > 0 {
+		if i.Name == chosen.Name || !ok || q.WasPrimary || i.Unfit != "" || f.record.IsRetired(i.Name) || i.Diverged || i.Leaving && i.Name != f.prefer || f.shunned(i) > 0 {
 			continue
 		}
 		if wanted && i.Name != f.prefer && !chosen.Leaving {
@@ -152,7 +152,7 @@ func (f field) cohort(p quorum.Promise) (quorum.Cohort, error) {
 		q, promised := find(f.promises, i.Name)
 		member := old.Has(i.Name) || i.Name == old.Primary
 		switch {
-		case i.Name == p.Instance:
+		case i.Name == p.Instance, f.record.IsRetired(i.Name):
 			continue
 		case promised && prefix(q.Position, p.Position) && (p.Position.LSN-q.Position.LSN <= f.maxLag || member):
 		case promised && !i.Diverged && q.Position.WALTerm < p.Position.WALTerm && (q.Position.LSN+f.maxLag >= p.Position.LSN || member):

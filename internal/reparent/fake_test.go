@@ -45,6 +45,8 @@ type fakeShard struct {
 	// faults by "Method instance"; each strikes once unless sticky.
 	faults map[string]fault
 	sticky bool
+	// onStore runs in the middle of a Store, before it looks at the version.
+	onStore func()
 }
 
 func newFake(t *testing.T, names ...string) *fakeShard {
@@ -143,6 +145,9 @@ func (f *fakeShard) Load(ctx context.Context) (r quorum.Record, v Version, err e
 
 func (f *fakeShard) Store(ctx context.Context, at Version, r quorum.Record) (v Version, err error) {
 	err = f.call(ctx, "Store", "", func() error {
+		if f.onStore != nil {
+			f.onStore()
+		}
 		if at != Version(fmt.Sprint(f.version)) {
 			return ErrConflict
 		}

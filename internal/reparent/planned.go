@@ -105,6 +105,8 @@ func (r *run) unsuitable(i Instance, statuses map[string]Status, primary Status)
 	switch {
 	case !ok:
 		return "does not answer"
+	case r.record.IsRetired(i.Name):
+		return "is being thrown away"
 	case st.Role != RoleStandby || st.Diverged || st.Source != r.old || st.Term > r.oldTerm:
 		return fmt.Sprintf("does not stream from %s", r.old)
 	case st.Position.LSN+r.lim.MaxLag < primary.Position.LSN:

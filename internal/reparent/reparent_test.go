@@ -397,6 +397,42 @@ func TestLimits(t *testing.T) {
 	require.Equal(t, time.Hour, Limits{Drain: time.Hour}.WithDefaults().Drain)
 }
 
+// An instance whose volume is being deleted still answers and streams: it is not named, whoever has it on an older list.
+func TestWhatIsThrownAwayIsNotNamed(t *testing.T) {
+	for _, kind := range []Kind{Planned, Emergency} {
+		bubble(t, string(kind), func(t *testing.T) {
+			f := newFake(t, "p", "a", "b")
+			instances := f.instances()
+			f.inst["x"] = &fakeInstance{Status: f.inst["a"].Status}
+			list := append(instances, Instance{Name: "x", Zone: "zone-x", Reachable: true, Term: 5, Current: true, TimeLeft: 28 * 24 * time.Hour})
+			f.record.Retired = []string{"x"}
+			f.inst["p"].dead = kind == Emergency
+			f.inst["b"].dead = kind == Emergency
+			res := f.run(Request{Kind: kind, Instances: list})
+			require.NotContains(t, f.record.Names(), "x")
+			if kind == Planned {
+				require.Equal(t, Succeeded, res.Outcome, res.Message)
+			} else {
+				require.Equal(t, Failed, res.Outcome, "nobody but the one that goes could acknowledge: %s", res.Message)
+			}
+		})
+	}
+	bubble(t, "while the emergency is under way", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		list := append(f.instances(), Instance{Name: "x", Zone: "zone-x", Reachable: true, Term: 5, Current: true})
+		f.inst["x"] = &fakeInstance{Status: f.inst["a"].Status}
+		f.inst["p"].dead = true
+		f.onStore = func() { // the thrower is quicker than the coordinator
+			f.onStore, f.version = nil, f.version+1
+			f.record, _ = quorum.Retire(f.record, "x")
+		}
+		res := f.run(Request{Kind: Emergency, Instances: list})
+		require.Equal(t, Succeeded, res.Outcome, res.Message)
+		require.True(t, f.record.IsRetired("x"))
+		require.NotContains(t, f.record.Names(), "x")
+	})
+}
+
 // The record of the term to come is stored before clients are paused: they never wait for an API server.
 func TestClientsDoNotWaitForTheRecord(t *testing.T) {
 	for _, fl := range []fault{refuses, hangs, loses, late} {

@@ -2,7 +2,6 @@ package sim
 
 import (
 	"context"
-	"slices"
 	"strconv"
 	"time"
 
@@ -69,12 +68,18 @@ func (a *api) store(at int, r quorum.Record) error {
 	return nil
 }
 
-// retire marks an instance for deletion, which destroys its data soon after. It is a write of the object that holds the
-// record: refused when the record names the instance, and a change of the cohort that was decided without knowing of it
-// finds another version. Deleting first and looking later would lose witnesses.
+// retire marks an instance for deletion, which destroys its data soon after. It is a write of the record: refused when the
+// record names the instance, and a change of the cohort that was decided without knowing of it finds another version.
+// Deleting first and looking later would lose witnesses.
 func (a *api) retire(i *instance) error {
-	if i.deleted || slices.Contains(a.record.Names(), i.name) && !a.w.v.RetireBlindly {
+	next, err := quorum.Retire(a.record, i.name)
+	switch {
+	case i.deleted:
 		return reparent.ErrConflict
+	case err == nil && !a.w.v.RetireUnrecorded:
+		a.record = next
+	case err != nil && !a.w.v.RetireBlindly:
+		return err
 	}
 	i.deleted = true
 	a.version++

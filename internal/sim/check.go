@@ -89,6 +89,11 @@ func (w *world) recorded(old, next quorum.Record) {
 	if err := next.Validate(); err != nil {
 		w.fail("an invalid record is stored: %v", err)
 	}
+	for _, name := range next.Names() {
+		if next.IsRetired(name) && !w.v.RetireBlindly {
+			w.fail("the record names %s, whose data may be gone: %v", name, next)
+		}
+	}
 	if next.Established < old.Established {
 		w.fail("established went from term %d back to %d", old.Established, next.Established)
 	}

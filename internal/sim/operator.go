@@ -219,7 +219,7 @@ func (o *operator) carryOut(step cohort.Step, p *instance) {
 		}
 		r := step.Record
 		if latest, _ := r.Latest(); o.w.v.SinglePhase {
-			r = quorum.Record{Established: r.Established, Cohorts: []quorum.Cohort{latest}}
+			r.Cohorts = []quorum.Cohort{latest}
 		}
 		if latest, _ := r.Latest(); o.w.v.ApplyFirst && len(r.Cohorts) > 1 {
 			_, _ = ports{o}.agent(p.name, func(a *agent) (any, error) { return a.configure(latest) })

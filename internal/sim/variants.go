@@ -17,10 +17,12 @@ type Variant struct {
 	AdoptTimeline   bool // records of an unknown timeline are taken for the primary's timeline of that number
 	KeepHearsay     bool // what an earlier primary said of timelines that never came is remembered
 	RetireBlindly   bool // an instance is deleted although the record names it
+	// RetireUnrecorded: an instance is deleted without the record saying so.
+	RetireUnrecorded bool
 }
 
 // Variants by name, with how many seeds it takes at most to catch each. A budget of 0 is for those that take too long for a
-// test: any-revision needs an order that is seconds late and three more things within milliseconds of it (the model of
+// test: retire-unrecorded needs an emergency in the same milliseconds (one run in 40,000), any-revision needs an order that is seconds late and three more things within milliseconds of it (the model of
 // package quorum catches it in 3,500 runs), adopt-timeline was found once in 8,000 seeds.
 var Variants = []struct {
 	Name    string
@@ -42,6 +44,7 @@ var Variants = []struct {
 	{"keep-receiver", Variant{KeepReceiver: true}, 100, ""},
 	{"retire-blindly", Variant{RetireBlindly: true}, 500, ""},
 	{"any-revision", Variant{AnyRevision: true}, 0, ""},
+	{"retire-unrecorded", Variant{RetireUnrecorded: true}, 0, ""},
 	{"keep-hearsay", Variant{KeepHearsay: true}, 0, ""},
 	{"adopt-timeline", Variant{AdoptTimeline: true}, 0, ""},
 }

@@ -110,6 +110,7 @@ func TestEveryInstanceIsReplaced(t *testing.T) {
 		}
 		require.Equal(t, wasPrimary, slices.Contains(steps, "Reparenting"), steps)
 		require.Equal(t, metav1.ConditionTrue, st.Conditions[0].Status)
+		require.Contains(t, b.shard().Status.Record.Retired, name, "recorded before its volume was deleted")
 		if wasPrimary {
 			require.Equal(t, st.Successor, b.shard().Status.Primary, "the youngest takes over")
 		}

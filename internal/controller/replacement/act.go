@@ -98,6 +98,9 @@ func (r *Reconciler) deleteVolume(ctx context.Context, w *world, name string) er
 	if !metav1.IsControlledBy(claim, w.shard) || !claim.DeletionTimestamp.IsZero() {
 		return nil
 	}
+	if err := shard.Retire(ctx, r.Client, client.ObjectKeyFromObject(w.shard), name); err != nil {
+		return err
+	}
 	return client.IgnoreNotFound(r.Client.Delete(ctx, claim, client.Preconditions{UID: &claim.UID}))
 }
 

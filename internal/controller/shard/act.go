@@ -140,6 +140,9 @@ func (r *Reconciler) deleteClaim(ctx context.Context, shard *v1alpha1.Shard, a *
 	if !claim.DeletionTimestamp.IsZero() {
 		return nil
 	}
+	if err := Retire(ctx, r.Client, client.ObjectKeyFromObject(shard), a.Instance); err != nil {
+		return err
+	}
 	err := r.Client.Delete(ctx, claim, client.Preconditions{UID: &claim.UID})
 	if apierrors.IsNotFound(err) {
 		return nil

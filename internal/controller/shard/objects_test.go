@@ -110,7 +110,7 @@ func TestTheRecordSurvivesItsStatus(t *testing.T) {
 	r := quorum.Record{Established: 3, Cohorts: []quorum.Cohort{
 		{Term: 3, Primary: "a", Members: []string{"b", "c"}, Acks: 1, Revision: 2},
 		{Term: 4, Primary: "b", Members: []string{"a", "c"}, Acks: 1},
-	}}
+	}, Retired: []string{"x", "y"}}
 	sh := &v1alpha1.Shard{}
 	SetRecord(&sh.Status, r)
 	require.Equal(t, r, RecordOf(sh))

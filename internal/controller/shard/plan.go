@@ -114,18 +114,18 @@ func chooseFirst(s *State, p Params, term uint64) []Action {
 	for i := range s.Instances {
 		it := &s.Instances[i]
 		if it.alive(p) && !it.leaving() && it.Status.GetRole() == agentpb.Role_EMPTY {
-			return []Action{chosen(it.Name, term, s.Now)}
+			return []Action{chosen(s, it.Name, term)}
 		}
 	}
 	return nil
 }
 
-func chosen(instance string, term uint64, now time.Time) Action {
+func chosen(s *State, instance string, term uint64) Action {
 	return Action{
 		Verb: Store, Instance: instance,
 		Why:       fmt.Sprintf("%s is chosen to create the database system", instance),
-		Record:    quorum.Record{Cohorts: []quorum.Cohort{{Term: term, Primary: instance}}},
-		Bootstrap: &v1alpha1.BootstrapStatus{Instance: instance, At: metaTime(now)},
+		Record:    quorum.Record{Cohorts: []quorum.Cohort{{Term: term, Primary: instance}}, Retired: s.Record.Retired},
+		Bootstrap: &v1alpha1.BootstrapStatus{Instance: instance, At: metaTime(s.Now)},
 	}
 }
 
@@ -144,7 +144,7 @@ func chooseAgain(s *State, p Params, term uint64) []Action {
 	for i := range s.Instances {
 		it := &s.Instances[i]
 		if it.alive(p) && !it.leaving() && it.Status.GetRole() == agentpb.Role_EMPTY {
-			return []Action{chosen(it.Name, term, s.Now)}
+			return []Action{chosen(s, it.Name, term)}
 		}
 	}
 	return nil
@@ -175,7 +175,7 @@ func completeFirstCohort(s *State, p Params, first *Instance, c quorum.Cohort) [
 	case len(members) >= acks:
 		return []Action{{
 			Verb: Store, Instance: first.Name, Bootstrap: s.Bootstrap.DeepCopy(),
-			Record: quorum.Record{Cohorts: []quorum.Cohort{next}}, Why: fmt.Sprintf("the first cohort: %v", next),
+			Record: quorum.Record{Cohorts: []quorum.Cohort{next}, Retired: s.Record.Retired}, Why: fmt.Sprintf("the first cohort: %v", next),
 		}}
 	}
 	return nil
