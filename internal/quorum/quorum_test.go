@@ -1,8 +1,8 @@
 package quorum
 
 import (
-	"fmt"
 	"errors"
+	"fmt"
 	"math/rand"
 	"slices"
 	"testing"
