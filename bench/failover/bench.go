@@ -116,9 +116,9 @@ func chosen(all []candidate, list string) ([]candidate, error) {
 	return out, nil
 }
 
-// turn is the order of the systems in a round. It rotates, so that none always runs on the freshest lab.
-func turn(systems []candidate, round int) []candidate {
-	k := (round - 1) % len(systems)
+// turn is the order of the systems in a visit. It rotates, so that none always runs on the freshest lab.
+func turn(systems []candidate, visit int) []candidate {
+	k := (visit - 1) % len(systems)
 	return slices.Concat(systems[k:], systems[:k])
 }
 
@@ -144,10 +144,10 @@ func (b *bench) open() error {
 	return err
 }
 
-// attempts is how often a repetition that could not be measured is tried in one round.
+// attempts is how often a repetition that could not be measured is tried in one visit.
 const attempts = 2
 
-// measure does what is missing, round by round.
+// measure does what is missing, visit by visit: each system is installed, gets some repetitions, and makes way.
 func (b *bench) measure(ctx context.Context) (err error) {
 	free, err := lock(b.options.lab)
 	if err != nil {
@@ -165,9 +165,9 @@ func (b *bench) measure(ctx context.Context) (err error) {
 	if err := b.lab(ctx); err != nil {
 		return err
 	}
-	for round := 1; round <= b.n; round++ {
-		for _, c := range turn(b.systems, round) {
-			if err := b.block(ctx, c, round); err != nil {
+	for visit := 1; (visit-1)*b.each < b.n; visit++ {
+		for _, c := range turn(b.systems, visit) {
+			if err := b.block(ctx, c, min(visit*b.each, b.n)); err != nil {
 				return err
 			}
 			if err := b.write(); err != nil {
@@ -203,32 +203,34 @@ func (b *bench) lab(ctx context.Context) error {
 	})
 }
 
-// missing lists the faults of a system that this round still needs.
-func (b *bench) missing(system string, round int) []trial.Fault {
+// missing lists the faults of a system that are still needed until there are this many repetitions, in turns.
+func (b *bench) missing(system string, repetitions int) []trial.Fault {
 	var out []trial.Fault
-	for _, f := range b.faults {
-		if result.Count(b.runs, system, f.ID) < round {
-			out = append(out, f)
+	for more := range repetitions {
+		for _, f := range b.faults {
+			if result.Count(b.runs, system, f.ID)+more < repetitions {
+				out = append(out, f)
+			}
 		}
 	}
 	return out
 }
 
-// block installs a system, does what is missing of this round to it, and removes it. Only what makes going on pointless
+// block installs a system, does to it what is missing until there are this many repetitions, and removes it. Only what makes going on pointless
 // is an error.
-func (b *bench) block(ctx context.Context, c candidate, round int) error {
-	faults := b.missing(c.ID, round)
+func (b *bench) block(ctx context.Context, c candidate, repetitions int) error {
+	faults := b.missing(c.ID, repetitions)
 	if len(faults) == 0 {
 		return nil
 	}
-	b.say(fmt.Sprintf("round %d of %d: %s", round, b.n, c.Title))
+	b.say(fmt.Sprintf("%s, to %d repetitions of %d", c.Title, repetitions, b.n))
 	s, err := b.install(ctx, c)
 	if err != nil {
 		return err
 	}
 	for _, f := range faults {
 		for try := 1; try <= attempts; try++ {
-			run, broken := b.harness().Repeat(ctx, s, f, round)
+			run, broken := b.harness().Repeat(ctx, s, f, result.Count(b.runs, c.ID, f.ID)+1)
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}

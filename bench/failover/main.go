@@ -24,7 +24,7 @@ import (
 // options are the command line.
 type options struct {
 	root, out, lab, version  string
-	n, nodes                 int
+	n, each, nodes           int
 	systems, faults          string
 	resume, report, keepLab  bool
 	deadline                 time.Duration
@@ -42,6 +42,7 @@ func parse(args []string) (options, error) {
 	f.StringVar(&o.lab, "lab", envOr("THESEUS_LAB", "theseus-bench"), "the lab to use; it is started, and taken down at the end")
 	f.StringVar(&o.version, "version", "", "version of Theseus, for the report")
 	f.IntVar(&o.n, "n", 10, "repetitions of each fault of each system")
+	f.IntVar(&o.each, "each", 2, "repetitions of each fault between installing a system and removing it")
 	f.IntVar(&o.nodes, "nodes", 4, "nodes of the lab")
 	f.StringVar(&o.systems, "systems", "theseus,patroni,patroni-tuned", "what to compare")
 	f.StringVar(&o.faults, "faults", "", "which faults (default: all)")
@@ -62,8 +63,8 @@ func parse(args []string) (options, error) {
 		return o, err
 	}
 	switch {
-	case o.n < 1:
-		return o, errors.New("-n must be at least 1")
+	case o.n < 1 || o.each < 1:
+		return o, errors.New("-n and -each must be at least 1")
 	case o.endpoint != "service" && o.endpoint != "hosts":
 		return o, errors.New("-patroni-endpoint must be service or hosts")
 	case o.synchronous != "on" && o.synchronous != "quorum":

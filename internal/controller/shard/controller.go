@@ -237,6 +237,7 @@ func (r *Reconciler) forget(key types.NamespacedName) {
 	delete(r.memories, key)
 	r.mu.Unlock()
 	r.tasks.forget(key, func(string) bool { return false })
+	unmeasure(key)
 }
 
 // finalize removes what the shard made: Pods first, so that nothing runs on volumes that go, then claims, or their

@@ -60,6 +60,7 @@ func (r *Reconciler) summarize(ctx context.Context, shard *v1alpha1.Shard, s *St
 	if r.Lifetimes != nil {
 		all = append(all, r.Lifetimes(client.ObjectKeyFromObject(shard))...)
 	}
+	measure(client.ObjectKeyFromObject(shard), all, ready)
 	for _, c := range all {
 		c.ObservedGeneration = shard.Generation
 		meta.SetStatusCondition(&st.Conditions, c)
