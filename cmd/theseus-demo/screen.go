@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/term"
 
+	"theseus.dev/theseus/internal/clip"
 	"theseus.dev/theseus/internal/story"
 )
 
@@ -44,7 +45,7 @@ func (s *screen) show(c *story.Chronicle, title string, news []string) {
 	}
 	lines := append(c.Draw(title, width-1, height-recentLines-3), "")
 	for _, r := range s.recent {
-		lines = append(lines, clip(r, width-1))
+		lines = append(lines, clip.Columns(r, width-1))
 	}
 	s.erase()
 	fmt.Fprintln(s.out, strings.Join(lines, "\n"))
@@ -61,10 +62,3 @@ func (s *screen) erase() {
 
 // keep leaves the last frame where it is.
 func (s *screen) keep() { s.drawn = 0 }
-
-func clip(line string, width int) string {
-	if r := []rune(line); len(r) > width {
-		return string(r[:max(width, 0)])
-	}
-	return line
-}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"theseus.dev/theseus/internal/clip"
 )
 
 // glyphs by state; of nodes, Standby is simply being there.
@@ -17,17 +19,17 @@ func (c *Chronicle) Draw(title string, width, height int) []string {
 	width, height = max(width, 60), max(height, 16)
 	o := c.Last
 	var lines []string
-	lines = append(lines, clip(fmt.Sprintf("%s   %s   term %d", title, o.At.Sub(c.Begun).Round(time.Second), o.Term), width), "")
+	lines = append(lines, clip.Columns(fmt.Sprintf("%s   %s   term %d", title, o.At.Sub(c.Begun).Round(time.Second), o.Term), width), "")
 	instances, nodes := c.Lifelines(Instance), c.Lifelines(Node)
 	room := height - 9
 	nodeRoom := min(len(nodes), room/2)
 	lines = append(lines, c.block("INSTANCES  █ primary  ─ standby  · joining  × failing or leaving", instances, room-nodeRoom, width)...)
 	lines = append(lines, c.block("NODES", nodes, nodeRoom, width)...)
-	lines = append(lines, "", clip(fmt.Sprintf("CLIENTS    %d writes/s   errors %d   since the last write %s   longest stall %s",
+	lines = append(lines, "", clip.Columns(fmt.Sprintf("CLIENTS    %d writes/s   errors %d   since the last write %s   longest stall %s",
 		o.Clients.PerSecond, o.Clients.Failed+o.Clients.Unknown, o.Clients.Stall.Round(time.Millisecond), o.Clients.Longest.Round(time.Millisecond)), width))
 	for _, r := range o.Replacements {
 		if r.Outcome == "" {
-			lines = append(lines, clip(fmt.Sprintf("REPLACING  %s (%s) %s%s: %s", r.Instance, r.Reason, r.Phase, by(r.Successor), r.Waiting), width))
+			lines = append(lines, clip.Columns(fmt.Sprintf("REPLACING  %s (%s) %s%s: %s", r.Instance, r.Reason, r.Phase, by(r.Successor), r.Waiting), width))
 			if len(lines) >= height {
 				break
 			}
@@ -37,13 +39,13 @@ func (c *Chronicle) Draw(title string, width, height int) []string {
 }
 
 func (c *Chronicle) block(title string, all []*Lifeline, room, width int) []string {
-	lines := []string{clip(title, width)}
+	lines := []string{clip.Columns(title, width)}
 	for len(all) > max(room, 1) {
 		all = withoutOldestGone(all)
 	}
 	columns := width - labelWidth - 8
 	for _, l := range all {
-		label := fmt.Sprintf("%-*s", labelWidth, clip("  "+l.Name, labelWidth-1))
+		label := fmt.Sprintf("%-*s", labelWidth, clip.Columns("  "+l.Name, labelWidth-1))
 		lines = append(lines, label+c.line(l, columns)+" "+l.Age(c.Last.At).Round(time.Second).String())
 	}
 	return lines
@@ -80,12 +82,4 @@ func (l *Lifeline) within(from, to time.Time) State {
 		}
 	}
 	return state
-}
-
-func clip(s string, width int) string {
-	r := []rune(s)
-	if len(r) <= width {
-		return s
-	}
-	return string(r[:width-1]) + "…"
 }

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/clip"
 	"theseus.dev/theseus/internal/names"
 	"theseus.dev/theseus/internal/reparent"
 )
@@ -127,7 +128,7 @@ func (j *journal) Phase(p reparent.Phase) {
 
 // note puts the phase into the status: a phase that is going on is replaced by its end.
 func note(st *v1alpha1.ReparentStatus, p reparent.Phase) {
-	out := v1alpha1.ReparentPhase{Name: string(p.Name), StartedAt: metav1.NewMicroTime(p.Started), Message: clip(p.Message)}
+	out := v1alpha1.ReparentPhase{Name: string(p.Name), StartedAt: metav1.NewMicroTime(p.Started), Message: clip.Bytes(p.Message, maxMessage)}
 	if !p.Finished.IsZero() {
 		finished := metav1.NewMicroTime(p.Finished)
 		out.FinishedAt = &finished
@@ -143,13 +144,8 @@ func note(st *v1alpha1.ReparentStatus, p reparent.Phase) {
 	st.Phases[i] = out
 }
 
-// clip keeps a message from making the object too large.
-func clip(s string) string {
-	if len(s) > 1000 {
-		return s[:1000] + "…"
-	}
-	return s
-}
+// maxMessage, in bytes, keeps a message from making the object too large.
+const maxMessage = 1000
 
 // write starts writing what is pending, unless that is under way: then it is written after it.
 func (j *journal) write(term uint64, e *entry) {
@@ -223,8 +219,8 @@ func (j *journal) Close(ctx context.Context, r reparent.Result) error {
 // conclude writes the outcome into the status.
 func conclude(st *v1alpha1.ReparentStatus, r reparent.Result, now time.Time) {
 	finished := metav1.NewMicroTime(now)
-	st.Outcome, st.Message, st.FinishedAt = string(r.Outcome), clip(r.Message), &finished
-	st.NewPrimary, st.Why = r.NewPrimary, clip(r.Why)
+	st.Outcome, st.Message, st.FinishedAt = string(r.Outcome), clip.Bytes(r.Message, maxMessage), &finished
+	st.NewPrimary, st.Why = r.NewPrimary, clip.Bytes(r.Why, maxMessage)
 	if r.OldPrimary != "" {
 		st.OldPrimary = r.OldPrimary
 	}
@@ -234,7 +230,7 @@ func conclude(st *v1alpha1.ReparentStatus, r reparent.Result, now time.Time) {
 	st.Candidates = nil
 	for _, c := range r.Candidates {
 		st.Candidates = append(st.Candidates, v1alpha1.ReparentCandidate{
-			Instance: c.Instance, WALTerm: int64(c.Position.WALTerm), LSN: lsn(c.Position.LSN), Refused: clip(c.Refused),
+			Instance: c.Instance, WALTerm: int64(c.Position.WALTerm), LSN: lsn(c.Position.LSN), Refused: clip.Bytes(c.Refused, maxMessage),
 		})
 	}
 	status := metav1.ConditionFalse
@@ -242,7 +238,7 @@ func conclude(st *v1alpha1.ReparentStatus, r reparent.Result, now time.Time) {
 		status = metav1.ConditionTrue
 	}
 	meta.SetStatusCondition(&st.Conditions, metav1.Condition{
-		Type: ConditionComplete, Status: status, Reason: string(r.Outcome), Message: clip(r.Message), LastTransitionTime: metav1.NewTime(now),
+		Type: ConditionComplete, Status: status, Reason: string(r.Outcome), Message: clip.Bytes(r.Message, maxMessage), LastTransitionTime: metav1.NewTime(now),
 	})
 }
 

@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/clip"
 )
 
 // RetryAfter is how long a replacement that failed stays before it is asked for again.
@@ -138,7 +139,7 @@ func (r Requests) Make(ctx context.Context, a Ask, now time.Time) (rp *v1alpha1.
 			Labels:      map[string]string{v1alpha1.LabelDatabase: shard.Spec.Database, v1alpha1.LabelShard: shard.Name, v1alpha1.LabelInstance: a.Pod.Name},
 			Annotations: map[string]string{v1alpha1.AnnotationNode: a.Pod.Spec.NodeName},
 		},
-		Spec: v1alpha1.ReplacementSpec{Shard: shard.Name, Instance: a.Pod.Name, Reason: a.Reason, Message: clip(a.Message)},
+		Spec: v1alpha1.ReplacementSpec{Shard: shard.Name, Instance: a.Pod.Name, Reason: a.Reason, Message: clip.Bytes(a.Message, maxMessage)},
 	}
 	if !a.Deadline.IsZero() {
 		rp.Spec.Deadline = &metav1.Time{Time: a.Deadline}
@@ -155,13 +156,6 @@ func (r Requests) Make(ctx context.Context, a Ask, now time.Time) (rp *v1alpha1.
 
 // maxMessage is the API's limit of ReplacementSpec.Message.
 const maxMessage = 1024
-
-func clip(s string) string {
-	if len(s) > maxMessage {
-		return strings.ToValidUTF8(s[:maxMessage], "")
-	}
-	return s
-}
 
 // Withdraw takes back what Make asked for, as long as it has not begun. It reports whether it did.
 func (r Requests) Withdraw(ctx context.Context, pod *corev1.Pod, reason v1alpha1.Reason) (bool, error) {

@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/recorder"
 
 	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/clip"
 	"theseus.dev/theseus/internal/names"
 	"theseus.dev/theseus/internal/replacement"
 )
@@ -50,7 +51,7 @@ func Replace(ctx context.Context, c client.Client, clk clock.PassiveClock, shard
 			Labels:     map[string]string{v1alpha1.LabelDatabase: shard.Spec.Database, v1alpha1.LabelShard: shard.Name, v1alpha1.LabelInstance: a.Instance},
 			Finalizers: []string{v1alpha1.Finalizer},
 		},
-		Spec: v1alpha1.ReplacementSpec{Shard: shard.Name, Instance: a.Instance, Reason: a.Reason, Message: clip(a.Message, 1000)},
+		Spec: v1alpha1.ReplacementSpec{Shard: shard.Name, Instance: a.Instance, Reason: a.Reason, Message: clip.Bytes(a.Message, 1000)},
 	}
 	if !a.Deadline.IsZero() {
 		rp.Spec.Deadline = &metav1.Time{Time: a.Deadline}

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/agentapi"
 	"theseus.dev/theseus/internal/controller/certificates"
+	"theseus.dev/theseus/internal/controller/gateways"
 	"theseus.dev/theseus/internal/controller/owned"
 	"theseus.dev/theseus/internal/names"
 	"theseus.dev/theseus/internal/pki"
@@ -87,7 +89,7 @@ func (r *Reconciler) ensureObjects(ctx context.Context, shard *v1alpha1.Shard) (
 	if other.Before(next) {
 		next = other
 	}
-	return next, r.ensureGateway(ctx, shard)
+	return next, errors.Join(r.ensureGateway(ctx, shard), gateways.RemoveOrphaned(ctx, r.Client, r.Clock, client.ObjectKeyFromObject(shard)))
 }
 
 func agentRequest(shard *v1alpha1.Shard, domain string) pki.Request {

@@ -15,6 +15,7 @@ import (
 
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/agentapi/agentpb"
+	"theseus.dev/theseus/internal/clip"
 	"theseus.dev/theseus/internal/quorum"
 )
 
@@ -127,7 +128,7 @@ func (r *Reconciler) instanceStatus(shard *v1alpha1.Shard, s *State, it *Instanc
 	case is.Role == roleUnreachable:
 		is.Message = it.LastError
 	}
-	is.Message = clip(is.Message, 300)
+	is.Message = clip.Bytes(is.Message, 300)
 	return is
 }
 
@@ -266,7 +267,7 @@ func degraded(s *State, p Params) string {
 }
 
 func condition(kind string, status bool, reason, message string) metav1.Condition {
-	c := metav1.Condition{Type: kind, Status: metav1.ConditionFalse, Reason: reason, Message: clip(message, 1000)}
+	c := metav1.Condition{Type: kind, Status: metav1.ConditionFalse, Reason: reason, Message: clip.Bytes(message, 1000)}
 	if status {
 		c.Status = metav1.ConditionTrue
 	}
@@ -280,11 +281,4 @@ func firstOf(words ...string) string {
 		}
 	}
 	return ""
-}
-
-func clip(s string, n int) string {
-	if len(s) <= n {
-		return s
-	}
-	return strings.ToValidUTF8(s[:n-1], "") + "…"
 }
