@@ -99,10 +99,8 @@ func (m *monitor) line(text string, now time.Time) {
 	if len(m.tail) > 15 {
 		m.tail = m.tail[1:]
 	}
-	var seconds float64
-	var writes int64
-	if n, _ := fmt.Sscanf(text, "%fs %d writes/s", &seconds, &writes); n == 2 {
-		m.recent = append(m.recent, second{now, writes})
+	if p, ok := load.ParseProgress(text); ok {
+		m.recent = append(m.recent, second{now, p.PerSecond})
 		if len(m.recent) > 10 {
 			m.recent = m.recent[1:]
 		}

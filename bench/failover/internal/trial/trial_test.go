@@ -215,7 +215,7 @@ func TestMonitor(t *testing.T) {
 	var m monitor
 	now := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
 	say := func(second int, writes int) {
-		m.line(fmt.Sprintf("%6.1fs  %6d writes/s  %5d failed  %5d unknown  since last write %6.1f ms  longest stall %7.1f ms", float64(second), writes, 0, 0, 2.0, 5.0), now.Add(time.Duration(second)*time.Second))
+		m.line(load.Progress{Seconds: float64(second), PerSecond: int64(writes), StallMS: 2, LongestStallMS: 5}.String(), now.Add(time.Duration(second)*time.Second))
 	}
 	m.line("theseus-load: something else", now)
 	require.False(t, m.writing(3, now, 1), "nothing was said yet")
@@ -268,7 +268,7 @@ func fakeClient(mode string) {
 		case mode == "silent", mode == "stalls" && n > 8:
 			writes = 0
 		}
-		fmt.Fprintf(os.Stderr, "%6.1fs  %6d writes/s  %5d failed\n", time.Since(start).Seconds(), writes, 0)
+		fmt.Fprintln(os.Stderr, load.Progress{Seconds: time.Since(start).Seconds(), PerSecond: int64(writes)})
 		s.Ops = append(s.Ops, load.Op{Start: time.Now(), End: time.Now(), Outcome: load.Acked})
 	}
 }
