@@ -16,7 +16,6 @@ import (
 	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	crconfig "sigs.k8s.io/controller-runtime/pkg/config"
-	"sigs.k8s.io/controller-runtime/pkg/healthz"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"theseus.dev/theseus/internal/controller"
@@ -101,8 +100,15 @@ const retryAfter = time.Second
 // the leader's lease was lost to it. Left to the kubelet, the restarts of an outage would add up to a back-off of
 // minutes, and an emergency right after the outage would wait for it.
 func (o *operatorFlags) keepRunning(ctx context.Context, config *rest.Config, log logr.Logger) error {
+	h := &health{}
+	stop, err := h.serve(ctx, o.healthAddress)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	for {
-		err := o.runManager(ctx, config, log)
+		err := o.runManager(ctx, config, log, h)
+		h.ready.Store(false)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -115,11 +121,11 @@ func (o *operatorFlags) keepRunning(ctx context.Context, config *rest.Config, lo
 	}
 }
 
-func (o *operatorFlags) runManager(ctx context.Context, config *rest.Config, log logr.Logger) error {
+func (o *operatorFlags) runManager(ctx context.Context, config *rest.Config, log logr.Logger, h *health) error {
 	mgr, err := ctrl.NewManager(config, ctrl.Options{
 		Scheme: controller.Scheme(), Logger: log, Cache: controller.CacheOptions(o.Namespaces),
 		Metrics:                metricsserver.Options{BindAddress: o.metricsAddress},
-		HealthProbeBindAddress: o.healthAddress,
+		HealthProbeBindAddress: "0", // see health
 		LeaderElection:         o.leaderElection, LeaderElectionID: "theseus-operator", LeaderElectionNamespace: o.leaderNamespace,
 		LeaderElectionReleaseOnCancel: true,
 		LeaseDuration:                 ptr.To(15 * time.Second),
@@ -132,10 +138,7 @@ func (o *operatorFlags) runManager(ctx context.Context, config *rest.Config, log
 	if err != nil {
 		return err
 	}
-	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {
-		return err
-	}
-	if err := mgr.AddReadyzCheck("ping", healthz.Ping); err != nil {
+	if err := h.follow(mgr); err != nil {
 		return err
 	}
 	if err := controller.Setup(ctx, mgr, o.Options); err != nil {

@@ -33,6 +33,10 @@ type fixture struct {
 // testDeadline bounds a test; no wait inside it needs a shorter one to be bounded.
 const testDeadline = 5 * time.Minute
 
+// cleanLimit bounds the removal of a test's Database. After an outage of the API server kubelets come back to it in their own
+// time, up to a minute later, and a Pod's grace comes on top.
+const cleanLimit = 4 * time.Minute
+
 // newFixture makes a namespace under Pod Security "restricted" and applies a Database; it does not wait for it.
 // When the test fails, what is needed to understand it is saved below build/e2e/<test>.
 func newFixture(t *testing.T, change func(*v1alpha1.Database)) *fixture {
@@ -48,7 +52,7 @@ func newFixture(t *testing.T, change func(*v1alpha1.Database)) *fixture {
 	t.Cleanup(func() {
 		defer cancel()
 		// The test's own context may have ended; cleaning up has a bound of its own.
-		clean, done := context.WithTimeout(context.Background(), 2*time.Minute)
+		clean, done := context.WithTimeout(context.Background(), cleanLimit)
 		defer done()
 		if t.Failed() {
 			f.ctx = clean

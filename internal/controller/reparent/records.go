@@ -3,6 +3,7 @@ package reparent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -33,6 +34,9 @@ func (r *records) Load(ctx context.Context) (quorum.Record, reparent.Version, er
 	if err := r.live.Get(ctx, r.key, sh); err != nil {
 		return quorum.Record{}, "", err
 	}
+	if !sh.DeletionTimestamp.IsZero() {
+		return quorum.Record{}, "", errBeingDeleted
+	}
 	v, err := versionOf(&sh.Status.Record)
 	return shard.RecordOf(sh), v, err
 }
@@ -41,6 +45,9 @@ func versionOf(r *v1alpha1.CohortRecord) (reparent.Version, error) {
 	data, err := json.Marshal(r)
 	return reparent.Version(data), err
 }
+
+// errBeingDeleted: its instances stop because somebody wants them gone. Caches may be late to know.
+var errBeingDeleted = errors.New("the shard is being deleted")
 
 type operation struct {
 	Op    string `json:"op"`
