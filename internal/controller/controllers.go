@@ -158,6 +158,10 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 	}
 	if !opts.NoEmergencies {
 		lost := &gateways.Lost{Client: mgr.GetClient(), Clock: opts.Clock, Log: mgr.GetLogger().WithName("gateways")}
+		if ns := opts.Evictions.Namespace; ns != "" {
+			lost.Live = mgr.GetAPIReader()
+			lost.Operators = []client.ListOption{client.InNamespace(ns), client.MatchingLabels{"app.kubernetes.io/name": "theseus", "app.kubernetes.io/component": "operator"}}
+		}
 		e := &reparent.Emergency{
 			Runner: runner, Params: verdict.DefaultParams(), Leading: leading(mgr), Dead: lost.Dead, Changed: shards.Wake,
 		}

@@ -1,10 +1,11 @@
-// Package gateways removes gateways that were lost with their machine.
+// Package gateways removes gateways that were lost with their machine, and replicas of the operator that were.
 //
 // A machine that loses power says nothing: for as long as its node counts as ready (40 s by default) the Service goes on
 // sending every second new connection to the gateway that was on it. The operator knows sooner, because it watches the
 // instances: once one of them was judged dead, with the testimony of the others, the gateways of the same node are asked
 // whether they answer. One that does not is deleted by force, which takes it out of the Service at once and has the
-// Deployment make another.
+// Deployment make another. Replicas of the operator are treated alike: until the lost one is made again, the next machine
+// that dies may hold the last one, and nobody would be left to notice.
 package gateways
 
 import (
@@ -39,7 +40,11 @@ type Lost struct {
 	Client client.Client
 	Clock  clock.WithTicker
 	Log    logr.Logger
-	// Dial connects to a gateway's health port, within the context. Default: TCP.
+	// Live reads the operator's own Pods, which are in nobody's cache; Operators are the namespace and the labels they have.
+	// Without Live only gateways are looked after.
+	Live      client.Reader
+	Operators []client.ListOption
+	// Dial connects to a Pod's health port, within the context. Default: TCP.
 	Dial func(ctx context.Context, address string) error
 
 	mu   sync.Mutex
@@ -91,16 +96,15 @@ func (l *Lost) inquire(ctx context.Context, node string) error {
 	if err := l.Client.List(ctx, pods, client.MatchingLabels{v1alpha1.LabelComponent: v1alpha1.ComponentGateway}); err != nil {
 		return err
 	}
-	var here, elsewhere []*corev1.Pod
-	for i := range pods.Items {
-		p := &pods.Items[i]
-		switch {
-		case p.Status.PodIP == "" || p.Status.Phase != corev1.PodRunning:
-		case p.Spec.NodeName == node:
-			here = append(here, p)
-		default:
-			elsewhere = append(elsewhere, p)
+	here, elsewhere := split(pods.Items, node)
+	if l.Live != nil {
+		operators := &corev1.PodList{}
+		if err := l.Live.List(ctx, operators, l.Operators...); err != nil {
+			return err
 		}
+		// Those elsewhere are no witnesses: one of them is this very process.
+		lost, _ := split(operators.Items, node)
+		here = append(here, lost...)
 	}
 	var asked sync.WaitGroup
 	for _, p := range here {
@@ -110,7 +114,22 @@ func (l *Lost) inquire(ctx context.Context, node string) error {
 	return nil
 }
 
-// one asks a gateway and deletes it when it does not answer.
+// split sorts the Pods that run by whether they do so on the node.
+func split(pods []corev1.Pod, node string) (here, elsewhere []*corev1.Pod) {
+	for i := range pods {
+		p := &pods[i]
+		switch {
+		case p.Status.PodIP == "" || p.Status.Phase != corev1.PodRunning:
+		case p.Spec.NodeName == node:
+			here = append(here, p)
+		default:
+			elsewhere = append(elsewhere, p)
+		}
+	}
+	return here, elsewhere
+}
+
+// one asks a Pod and deletes it when it does not answer.
 func (l *Lost) one(ctx context.Context, p *corev1.Pod, elsewhere []*corev1.Pod) {
 	for i := range questions {
 		if i > 0 {
@@ -130,10 +149,10 @@ func (l *Lost) one(ctx context.Context, p *corev1.Pod, elsewhere []*corev1.Pod) 
 	}
 	err := l.Client.Delete(ctx, p, client.GracePeriodSeconds(0), client.Preconditions{UID: &p.UID})
 	if client.IgnoreNotFound(err) != nil {
-		l.Log.Error(err, "a gateway of a dead machine is still there", "pod", p.Namespace+"/"+p.Name)
+		l.Log.Error(err, "a Pod of a dead machine is still there", "pod", p.Namespace+"/"+p.Name)
 		return
 	}
-	l.Log.Info("gateway deleted: its machine is dead", "pod", p.Namespace+"/"+p.Name, "node", p.Spec.NodeName)
+	l.Log.Info("Pod deleted: its machine is dead", "pod", p.Namespace+"/"+p.Name, "node", p.Spec.NodeName)
 }
 
 // witnesses bounds how many gateways elsewhere are asked whether we can reach anybody.

@@ -29,6 +29,14 @@ func pod(name, component, node, ip string) *corev1.Pod {
 	}
 }
 
+var operators = map[string]string{"app.kubernetes.io/name": "theseus"}
+
+func operator(name, node, ip string) *corev1.Pod {
+	p := pod(name, "", node, ip)
+	p.Labels = operators
+	return p
+}
+
 // left runs an inquiry after instance db-0 on n1 in a cluster where the addresses that begin with a dead prefix do not
 // answer, and lists the gateways that are left.
 func left(t *testing.T, dead ...string) (names []string, dials int64) {
@@ -39,9 +47,10 @@ func left(t *testing.T, dead ...string) (names []string, dials int64) {
 		pod("gw-b", v1alpha1.ComponentGateway, "n2", "10.2.0.2"),
 		pod("other-gw", v1alpha1.ComponentGateway, "n1", "10.1.0.3"),
 		pod("pending-gw", v1alpha1.ComponentGateway, "n1", ""),
+		operator("op-a", "n1", "10.1.0.4"), operator("op-b", "n2", "10.2.0.4"), pod("somebody-elses", "", "n1", "10.1.0.5"),
 	).Build()
 	var n atomic.Int64
-	l := &Lost{Client: c, Clock: clock.RealClock{}, Log: logr.Discard(), Dial: func(_ context.Context, address string) error {
+	l := &Lost{Client: c, Clock: clock.RealClock{}, Log: logr.Discard(), Live: c, Operators: []client.ListOption{client.MatchingLabels(operators)}, Dial: func(_ context.Context, address string) error {
 		n.Add(1)
 		require.True(t, strings.HasSuffix(address, ":99"))
 		for _, d := range dead {
@@ -59,24 +68,27 @@ func left(t *testing.T, dead ...string) (names []string, dials int64) {
 	l.Dead(ctx, types.NamespacedName{Namespace: "ns", Name: "nobody"})
 	l.Wait()
 	list := &corev1.PodList{}
-	require.NoError(t, c.List(ctx, list, client.MatchingLabels{v1alpha1.LabelComponent: v1alpha1.ComponentGateway}))
+	require.NoError(t, c.List(ctx, list))
 	for i := range list.Items {
-		names = append(names, list.Items[i].Name)
+		if name := list.Items[i].Name; name != "db-0" && name != "somebody-elses" {
+			names = append(names, name)
+		}
 	}
+	require.Len(t, list.Items, len(names)+2, "neither instances nor other people's Pods")
 	return names, n.Load()
 }
 
 func TestGatewaysOfADeadMachine(t *testing.T) {
 	names, _ := left(t, "10.1.")
-	require.ElementsMatch(t, []string{"gw-b", "pending-gw"}, names, "every shard's gateway on the dead machine goes, no other")
+	require.ElementsMatch(t, []string{"gw-b", "pending-gw", "op-b"}, names, "every shard's gateway on the dead machine goes, and the operator's replica, no other")
 
 	names, dials := left(t)
-	require.Len(t, names, 4, "the instance died alone: its machine answers")
-	require.EqualValues(t, 2, dials, fmt.Sprintf("one question each: %d", dials))
+	require.Len(t, names, 6, "the instance died alone: its machine answers")
+	require.EqualValues(t, 3, dials, fmt.Sprintf("one question each: %d", dials))
 
 	names, _ = left(t, "10.1.0.2")
-	require.ElementsMatch(t, []string{"gw-b", "pending-gw", "other-gw"}, names)
+	require.ElementsMatch(t, []string{"gw-b", "pending-gw", "other-gw", "op-a", "op-b"}, names)
 
 	names, _ = left(t, "10.")
-	require.Len(t, names, 4, "nobody answers: we are cut off and touch nothing")
+	require.Len(t, names, 6, "nobody answers: we are cut off and touch nothing")
 }
