@@ -11,7 +11,7 @@ VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 # The lab that tests use. The demo's lab has the default name, so that both can be up at once.
 TEST_LAB ?= theseus-test
 # Tests that have not passed ten times in a row yet: `make test-more` runs them, RUN= runs them by name.
-E2E_NEW  ?= TestCertificatesRotate|TestPrimaryFails|TestPlannedReparentUnderDifficulties|TestAPowerCutPrimaryLeavesItsTrail|TestACondemnedStandbyLeavesACase|TestDrain|TestABareCordon|TestASingleInstance(Drains|IsReplaced)|TestEvery(Node|Instance)IsReplaced|TestALifetimeOfMinutes|TestOperatorKilledDuringAReplacement|TestAFullVolumeIsReplaced|TestAnImageThatCannotStart|TestTheSurvivorOfTwo|TestControlPlaneDownDuringAReplacement|TestAStalledPrimaryIsCondemned
+E2E_NEW  ?= TestTwoMachines|TestCertificatesRotate|TestPrimaryFails|TestPlannedReparentUnderDifficulties|TestAPowerCutPrimaryLeavesItsTrail|TestACondemnedStandbyLeavesACase|TestDrain|TestABareCordon|TestASingleInstance(Drains|IsReplaced)|TestEvery(Node|Instance)IsReplaced|TestALifetimeOfMinutes|TestOperatorKilledDuringAReplacement|TestAFullVolumeIsReplaced|TestAnImageThatCannotStart|TestTheSurvivorOfTwo|TestControlPlaneDownDuringAReplacement|TestAStalledPrimaryIsCondemned
 E2E_SKIP ?= $(E2E_NEW)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/labkit"
 	"theseus.dev/theseus/internal/verdict"
 	"theseus.dev/theseus/test/faults"
 )
@@ -203,4 +204,39 @@ func phases(r *v1alpha1.Reparent) string {
 		fmt.Fprintf(&b, "unavailable %d ms", r.Status.WriteUnavailable.Milliseconds())
 	}
 	return b.String()
+}
+
+// Two machines die one after the other, each with an instance and a replica of the operator on it. The second is noticed like
+// the first, because the replica that was lost with the first has been made again by then.
+func TestTwoMachinesOneAfterTheOther(t *testing.T) {
+	f := newFixture(t, nil)
+	f.waitReady()
+	old, term := f.shard().Status.Primary, f.shard().Status.Record.EstablishedTerm
+	dead := current(f.shard()).Members[0]
+	first, second := f.nodeOf(dead), f.nodeOf(old)
+	f.moveOthersOff(first, second)
+	f.operatorsOnto(first, second)
+	load := f.startLoad()
+
+	f.lab("node", "kill", first)
+	start := time.Now()
+	require.NoError(t, labkit.Poll(f.ctx, 200*time.Millisecond, func(context.Context) (bool, string, error) {
+		on := f.operatorsReady(first)
+		return len(on) == 2 && slices.ContainsFunc(on, func(n string) bool { return n != second }), fmt.Sprintf("operators are on %v", on), nil
+	}))
+	measured(t, "machine killed → two replicas of the operator elsewhere: %.1f s", time.Since(start).Seconds())
+	f.eventually("its instance is replaced: with one instance left nobody could acknowledge", func(s *v1alpha1.Shard) bool {
+		return settled(s, 2) && !slices.Contains(current(s).Members, dead)
+	})
+	f.lab("node", "freeze", second)
+	t.Cleanup(func() { f.lab("node", "thaw", second) })
+	took := f.eventually("another primary is established", func(s *v1alpha1.Shard) bool {
+		return s.Status.Primary != old && s.Status.Record.EstablishedTerm > term
+	})
+	measured(t, "frozen → status names the new primary: %.1f s; %s", took.Seconds(), phases(f.firstReparent(term)))
+	f.lab("node", "thaw", second)
+	f.lab("node", "remove", first)
+	f.lab("node", "add")
+	require.NoError(t, f.target().WaitWhole(f.ctx))
+	load.stopAndVerify(writers)
 }

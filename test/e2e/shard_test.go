@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -218,4 +219,33 @@ func (f *fixture) moveOthersOff(nodes ...string) {
 		_, err := kit.Kubectl(f.ctx, "uncordon", n)
 		require.NoError(f.t, err)
 	}
+}
+
+// operatorsOnto makes the operator's replicas run on these nodes, one on each.
+func (f *fixture) operatorsOnto(nodes ...string) {
+	f.t.Helper()
+	others := slices.DeleteFunc(f.nodes(), func(n string) bool { return slices.Contains(nodes, n) })
+	f.cordon(others...)
+	defer f.uncordon(others...)
+	f.killOperators()
+	require.NoError(f.t, labkit.Poll(f.ctx, 500*time.Millisecond, func(context.Context) (bool, string, error) {
+		on := f.operatorsReady()
+		return len(on) == len(nodes) && !slices.ContainsFunc(nodes, func(n string) bool { return !slices.Contains(on, n) }), fmt.Sprintf("operators are on %v", on), nil
+	}))
+}
+
+// operatorsReady lists the nodes of the operator's replicas that are ready, other than on some nodes.
+func (f *fixture) operatorsReady(except ...string) []string {
+	f.t.Helper()
+	pods := &corev1.PodList{}
+	require.NoError(f.t, kit.Client.List(f.ctx, pods, client.InNamespace(labkit.OperatorNamespace), client.MatchingLabels{"app.kubernetes.io/name": "theseus"}))
+	var on []string
+	for i := range pods.Items {
+		p := &pods.Items[i]
+		ready := slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue })
+		if ready && p.DeletionTimestamp == nil && !slices.Contains(except, p.Spec.NodeName) {
+			on = append(on, p.Spec.NodeName)
+		}
+	}
+	return on
 }
