@@ -29,9 +29,6 @@ type Reparent struct {
 	Wait time.Duration
 }
 
-// pollInterval is how often the journal is read while waiting. A person watches.
-const pollInterval = 100 * time.Millisecond
-
 // attempts at a term: each one that fails means that somebody else just took it.
 const attempts = 5
 
@@ -86,25 +83,14 @@ func (v *Reparent) nextTerm(ctx context.Context, shard *v1alpha1.Shard) (int64, 
 }
 
 func (v *Reparent) follow(ctx context.Context, r *v1alpha1.Reparent) error {
-	deadline := v.Clock.Now().Add(v.Wait)
 	printed := 0
-	for {
-		if err := v.Client.Get(ctx, client.ObjectKeyFromObject(r), r); err != nil {
-			return err
-		}
+	return follow(ctx, v.Client, v.Clock, v.Wait, "reparent", r, func() (bool, error) {
 		printed = v.printPhases(r, printed)
-		if r.Status.Outcome != "" {
-			return v.outcome(r)
+		if r.Status.Outcome == "" {
+			return false, nil
 		}
-		if !v.Clock.Now().Before(deadline) {
-			return fmt.Errorf("%s has no outcome after %v; it goes on, see kubectl -n %s get reparent %s -o yaml", r.Name, v.Wait, r.Namespace, r.Name)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-v.Clock.After(pollInterval):
-		}
-	}
+		return true, v.outcome(r)
+	})
 }
 
 func (v *Reparent) printPhases(r *v1alpha1.Reparent, from int) int {

@@ -123,15 +123,8 @@ func phaseOf(r *v1alpha1.Replacement) string {
 
 // follow prints every step as it begins, and what is waited for.
 func (v *Replace) follow(ctx context.Context, r *v1alpha1.Replacement) error {
-	deadline := v.Clock.Now().Add(v.Wait)
 	printed, waiting := 0, ""
-	for {
-		if err := v.Client.Get(ctx, client.ObjectKeyFromObject(r), r); err != nil {
-			if apierrors.IsNotFound(err) {
-				return fmt.Errorf("%s was taken back: somebody deleted it", r.Name)
-			}
-			return err
-		}
+	err := follow(ctx, v.Client, v.Clock, v.Wait, "replacement", r, func() (bool, error) {
 		for ; printed < len(r.Status.Steps); printed++ {
 			s := r.Status.Steps[printed]
 			fmt.Fprintf(v.Out, "  %6.1f s  %s\n", s.StartedAt.Sub(r.CreationTimestamp.Time).Seconds(), s.Phase)
@@ -141,18 +134,15 @@ func (v *Replace) follow(ctx context.Context, r *v1alpha1.Replacement) error {
 			waiting = r.Status.Waiting
 			fmt.Fprintf(v.Out, "            %s\n", waiting)
 		}
-		if r.Status.Outcome != "" {
-			return v.outcome(r)
+		if r.Status.Outcome == "" {
+			return false, nil
 		}
-		if !v.Clock.Now().Before(deadline) {
-			return fmt.Errorf("%s has not ended after %v; it goes on, see kubectl -n %s get replacement %s", r.Name, v.Wait, r.Namespace, r.Name)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-v.Clock.After(pollInterval):
-		}
+		return true, v.outcome(r)
+	})
+	if apierrors.IsNotFound(err) {
+		return fmt.Errorf("%s was taken back: somebody deleted it", r.Name)
 	}
+	return err
 }
 
 func (v *Replace) outcome(r *v1alpha1.Replacement) error {
