@@ -80,12 +80,12 @@ func TestPlannedReparentUnderDifficulties(t *testing.T) {
 	}
 }
 
-// idle opens a transaction that has written something, and leaves it open.
-const idle = "CREATE TABLE IF NOT EXISTS idle_here (id int);\nBEGIN;\nINSERT INTO idle_here VALUES (1);\n"
+// idle opens a transaction that has written something, to the table idle_here, and leaves it open.
+const idle = "BEGIN;\nINSERT INTO idle_here VALUES (1);\n"
 
 func fiftyIdle(t *testing.T, f *fixture) {
 	f.psql("CREATE TABLE idle_here (id int)")
-	held := f.openSessions(50, f.directURI(), "BEGIN;\nINSERT INTO idle_here VALUES (1);\n")
+	held := f.openSessions(50, f.directURI(), idle)
 	f.eventually("fifty sessions are idle in transaction", func(s *v1alpha1.Shard) bool {
 		return f.count(s.Status.Primary, "idle in transaction") == "50"
 	})
@@ -141,6 +141,7 @@ func replicaFarBehind(t *testing.T, f *fixture) {
 // during begins a planned reparent that is held up in its drain by an open transaction, and calls act then.
 func (f *fixture) during(act func(candidate string)) *v1alpha1.Reparent {
 	f.t.Helper()
+	f.psql("CREATE TABLE IF NOT EXISTS idle_here (id int)")
 	f.openSessions(1, f.directURI(), idle)
 	f.eventually("a session is idle in transaction", func(s *v1alpha1.Shard) bool {
 		return f.count(s.Status.Primary, "idle in transaction") == "1"
