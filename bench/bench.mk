@@ -18,3 +18,7 @@ bench-failover: packages binaries images image-patroni $(BIN)/tools/failover ## 
 
 bench-report: $(BIN)/tools/failover ## Make the table and the plot anew from the results that are there
 	$(BIN)/tools/failover -n $(BENCH_N) -version '$(VERSION)' -report
+
+.PHONY: bench-replacement
+bench-replacement: packages binaries images ## An instance of BENCH_MB (5120) is replaced under load, against pg_basebackup by hand
+	REPLACED_MB=$(or $(BENCH_MB),5120) REPLACED_OUT=$(abspath bench/results)/replacement.md $(MAKE) test-e2e RUN=TestALargeInstanceIsReplaced
