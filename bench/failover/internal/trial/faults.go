@@ -111,5 +111,5 @@ type Bounds struct {
 
 // DefaultBounds fit systems that recover within two minutes.
 func DefaultBounds() Bounds {
-	return Bounds{Steady: 3 * time.Second, Jitter: 10 * time.Second, Watch: 8 * time.Second, Limit: 2 * time.Minute, Healthy: 4 * time.Minute, Step: 90 * time.Second}
+	return Bounds{Steady: 3 * time.Second, Jitter: 10 * time.Second, Watch: 4 * time.Second, Limit: 2 * time.Minute, Healthy: 4 * time.Minute, Step: 90 * time.Second}
 }
