@@ -125,6 +125,17 @@ func TestStatusesAreKeptAndJudged(t *testing.T) {
 		s.got(status("a", "1", edit))
 		require.Equal(t, []Change{Significant}, c.take(), name)
 	}
+	peer := func(age int64) *agentpb.Status {
+		return status("a", "1", func(s *agentpb.Status) { s.Peers = []*agentpb.ReplicationPeer{{Instance: "c", ReplyAgeMs: age}} })
+	}
+	s.got(peer(10))
+	c.take()
+	s.got(peer(900))
+	require.Equal(t, []Change{Heartbeat}, c.take(), "a reply that is on its way is no news")
+	s.got(peer(2600))
+	require.Equal(t, []Change{Significant}, c.take(), "a standby that falls silent is")
+	s.got(peer(3100))
+	require.Equal(t, []Change{Heartbeat}, c.take(), "that it goes on to be silent is not")
 	require.True(t, o.Observations(shard)["a"].Connected)
 }
 

@@ -157,11 +157,25 @@ func Meaning(s *agentpb.Status) *agentpb.Status {
 		m.Receiver = &agentpb.Receiver{Streaming: r.GetStreaming(), Source: r.GetSource()}
 	}
 	for _, p := range s.GetPeers() {
-		m.Peers = append(m.Peers, &agentpb.ReplicationPeer{Instance: p.GetInstance(), State: p.GetState(), SyncState: p.GetSyncState()})
+		peer := &agentpb.ReplicationPeer{Instance: p.GetInstance(), State: p.GetState(), SyncState: p.GetSyncState()}
+		if Overdue(p) {
+			peer.ReplyAgeMs = ReplyTimeout.Milliseconds()
+		}
+		m.Peers = append(m.Peers, peer)
 	}
 	m.WriteProbe, m.DiskProbe = judged(s.GetWriteProbe()), judged(s.GetDiskProbe())
 	m.ConnectProbe, m.CommitProbe = judged(s.GetConnectProbe()), judged(s.GetCommitProbe())
 	return m
+}
+
+// ReplyTimeout is the age of a standby's last reply from which it does not count as streaming: replies come at least every
+// second (wal_receiver_status_interval).
+const ReplyTimeout = 2500 * time.Millisecond
+
+// Overdue reports whether a primary has not heard its standby for too long. That it becomes so is news: the primary's own
+// patience (wal_sender_timeout) lasts twice as long.
+func Overdue(p *agentpb.ReplicationPeer) bool {
+	return time.Duration(p.GetReplyAgeMs())*time.Millisecond >= ReplyTimeout
 }
 
 // judged keeps of a probe whether it fails, not how fast it is.

@@ -9,6 +9,7 @@ import (
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/agentapi"
 	"theseus.dev/theseus/internal/agentapi/agentpb"
+	"theseus.dev/theseus/internal/observer"
 	"theseus.dev/theseus/internal/quorum"
 )
 
@@ -267,14 +268,10 @@ func peer(primary *Instance, name string) *agentpb.ReplicationPeer {
 	return nil
 }
 
-// replyTimeout is the age of a standby's last reply from which it does not count as streaming: replies come at least
-// every second (wal_receiver_status_interval).
-const replyTimeout = 2500 * time.Millisecond
-
 // streaming reports whether the primary hears the standby.
 func streaming(primary *Instance, name string) bool {
 	p := peer(primary, name)
-	return p != nil && p.GetState() == "streaming" && time.Duration(p.GetReplyAgeMs())*time.Millisecond < replyTimeout
+	return p != nil && p.GetState() == "streaming" && !observer.Overdue(p)
 }
 
 // redundant reports whether an established primary has all the standbys the spec asks for in its one recorded cohort,
