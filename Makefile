@@ -41,7 +41,7 @@ test-more: ## What make test leaves out because it is new: end-to-end tests, Kar
 
 .PHONY: clean-lab
 clean-lab: ## Remove every process, mount, namespace, cgroup and file of the labs
-	@if [ -x $(BIN)/lab ]; then for name in theseus $(TEST_LAB) theseus-lab-e2e; do $(BIN)/lab --name $$name clean; done; else echo "no lab was ever built here"; fi
+	@if [ -x $(BIN)/lab ]; then for name in theseus $(TEST_LAB); do $(BIN)/lab --name $$name clean; done; $(BIN)/lab clean --all; else echo "no lab was ever built here"; fi
 
 .PHONY: help
 help: ## List the targets

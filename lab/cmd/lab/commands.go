@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -10,6 +11,7 @@ import (
 
 	"theseus.dev/theseus/lab/internal/cluster"
 	"theseus.dev/theseus/lab/internal/plan"
+	"theseus.dev/theseus/lab/internal/state"
 )
 
 // app carries what the commands share.
@@ -77,10 +79,30 @@ func (a *app) down() *cobra.Command {
 }
 
 func (a *app) clean() *cobra.Command {
-	return &cobra.Command{
+	var all bool
+	cmd := &cobra.Command{
 		Use: "clean", Short: "Remove every process, mount, namespace, control group and file of the lab", Args: cobra.NoArgs,
-		RunE: a.with(func(cmd *cobra.Command, c *cluster.Cluster, _ []string) error { return c.Clean(cmd.Context()) }),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			names := []string{a.name}
+			if all {
+				var err error
+				if names, err = state.Labs(state.Root); err != nil {
+					return err
+				}
+			}
+			var failed error
+			for _, name := range names {
+				c, err := cluster.New(name, a.out)
+				if err == nil {
+					err = c.Clean(cmd.Context())
+				}
+				failed = errors.Join(failed, err)
+			}
+			return failed
+		},
 	}
+	cmd.Flags().BoolVar(&all, "all", false, "every lab of this machine, whatever its name")
+	return cmd
 }
 
 func (a *app) status() *cobra.Command {

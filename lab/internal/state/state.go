@@ -17,6 +17,24 @@ import (
 // Root is the directory that holds every lab of this machine.
 const Root = "/var/lib/theseus-lab"
 
+// Labs are the names of the labs that have files below root, none if there is no such directory.
+func Labs(root string) ([]string, error) {
+	entries, err := os.ReadDir(root)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list the labs: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
 // Kind says what a machine is for.
 type Kind string
 

@@ -157,3 +157,17 @@ func TestLockOnARemovedDirectoryIsTakenAnew(t *testing.T) {
 	unlock()
 	require.NoError(t, <-got, "the lock it holds is the one that others will see")
 }
+
+func TestEveryLabWithFilesIsFound(t *testing.T) {
+	root := t.TempDir()
+	none, err := Labs(filepath.Join(root, "never made"))
+	require.NoError(t, err)
+	require.Empty(t, none)
+	for _, name := range []string{"theseus", "theseus-bench"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(root, name), 0o755))
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(root, "a-file"), nil, 0o600))
+	names, err := Labs(root)
+	require.NoError(t, err)
+	require.Equal(t, []string{"theseus", "theseus-bench"}, names)
+}
