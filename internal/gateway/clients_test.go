@@ -195,6 +195,35 @@ func TestPlannedWithComingAndGoing(t *testing.T) {
 	t.Logf("%d statements", asked.Load())
 }
 
+// Clients that begin to log in while the primary is frozen are let in by the next one.
+func TestLoginsThatHaveBegunSurviveAnEmergency(t *testing.T) {
+	l := newLab(t, nil)
+	l.a.establish(1)
+	require.Equal(t, l.a.name, server(t, l.connect())) // the session that looks names up is there
+	l.a.freeze()
+	t.Cleanup(l.a.thaw)
+	type result struct {
+		conn *pgx.Conn
+		err  error
+	}
+	const clients = 10
+	results := make(chan result, clients)
+	for range clients {
+		go func() {
+			conn, err := pgx.ConnectConfig(context.Background(), l.config())
+			results <- result{conn, err}
+		}()
+	}
+	time.Sleep(300 * time.Millisecond) // the first of them has been looked up in vain by now
+	l.b.establish(2)
+	for range clients {
+		r := <-results
+		require.NoError(t, r.err)
+		require.Equal(t, l.b.name, server(t, r.conn))
+		require.NoError(t, r.conn.Close(context.Background()))
+	}
+}
+
 func TestCancel(t *testing.T) {
 	l := newLab(t, nil)
 	l.a.establish(1)

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -342,7 +341,7 @@ func (g *gateway) attend(ctx context.Context) {
 // primary. Otherwise the first client to come after a long outage would be told of the last failure, since PgBouncer
 // remembers it until a login has succeeded. In the other pools their own clients see to that by coming back.
 func (g *gateway) refused(startup []byte) {
-	if bytes.Contains(startup, []byte("\x00user\x00"+lookupUser+"\x00")) {
+	if looksUp(startup) {
 		go g.console.knock(context.Background())
 	}
 }

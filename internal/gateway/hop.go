@@ -96,6 +96,9 @@ func (h *hop) handle(ctx context.Context, pooler net.Conn) {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	s := &session{hop: h, pooler: pooler, startup: startup, ready: make(chan struct{}), gone: end}
+	if looksUp(startup) {
+		s.lookup = &lookup{}
+	}
 	// Closing the pooler's side is what ends fromPooler, on every way out of here.
 	defer context.AfterFunc(ctx, func() { _ = pooler.Close() })()
 	go s.fromPooler(ctx)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -22,27 +23,31 @@ type session struct {
 	gone    context.CancelFunc // PgBouncer closed its side
 
 	up    *upstream
-	ready chan struct{} // closed when up is set for good
+	ready chan struct{} // closed when up is set; upMu guards it from then on
+	upMu  sync.Mutex
 	// busy is set when PgBouncer sends, cleared when the server is idle.
 	busy atomic.Bool
+	// lookup is there if this is a session that looks names up, which outlives a primary.
+	lookup *lookup
 }
 
 // run opens the connection and carries the server's bytes until either side ends.
 func (s *session) run(ctx context.Context) {
-	t, first := s.acquire(ctx)
+	t, up, first := s.acquire(ctx)
 	if t == nil {
 		return
 	}
-	// The route ending the target, or PgBouncer closing, ends the socket, and with it the read in carry.
-	defer context.AfterFunc(t.ctx, s.up.cut)()
-	defer context.AfterFunc(ctx, s.up.leave)()
+	s.up = up
 	close(s.ready)
-	f := s.carry(first)
-	if ctx.Err() != nil {
-		return
+	f := s.follow(ctx, t, first, &framer{})
+	for ctx.Err() == nil && s.mayAskAgain(f) {
+		if t = s.askAgain(ctx); t == nil {
+			return
+		}
+		f = s.follow(ctx, t, nil, &framer{loggedIn: true})
 	}
-	s.up.cut()
 	switch {
+	case ctx.Err() != nil:
 	case f.loggedIn && !f.standby:
 		s.explain(f, t)
 	case f.sqlstate == "":
@@ -52,9 +57,62 @@ func (s *session) run(ctx context.Context) {
 	}
 }
 
+// follow carries what the server says until the connection has ended.
+func (s *session) follow(ctx context.Context, t *target, first []byte, f *framer) *framer {
+	up := s.up
+	// The route ending the target, or PgBouncer closing, ends the socket, and with it the read in carry.
+	defer context.AfterFunc(t.ctx, up.cut)()
+	defer context.AfterFunc(ctx, up.leave)()
+	s.carry(first, f)
+	if ctx.Err() == nil {
+		up.cut()
+	}
+	return f
+}
+
+// mayAskAgain reports whether the connection that has ended owes the answer to a question that may be put to another server.
+func (s *session) mayAskAgain(f *framer) bool {
+	return s.lookup != nil && f.loggedIn && f.boundary() && len(s.lookup.open()) > 0
+}
+
+// askAgain opens a connection to the next primary and puts the open question to it. It returns nil when the session is over.
+func (s *session) askAgain(ctx context.Context) *target {
+	for ctx.Err() == nil {
+		t, up, first := s.acquire(ctx)
+		if t == nil {
+			return nil
+		}
+		release := context.AfterFunc(t.ctx, up.cut)
+		err := finishLogin(up, first)
+		if err == nil {
+			err = s.handOver(up)
+		}
+		release()
+		if err == nil {
+			return t
+		}
+		up.cut()
+		s.hop.log.Info("a name cannot be looked up yet, trying again", "instance", t.instance, "term", t.term, "error", err)
+		select {
+		case <-ctx.Done():
+		case <-s.hop.clock.After(lastRetry):
+		}
+	}
+	return nil
+}
+
+// handOver makes up the session's connection: no word of PgBouncer's may come between the question and that.
+func (s *session) handOver(up *upstream) error {
+	s.upMu.Lock()
+	defer s.upMu.Unlock()
+	s.up = up
+	_, err := up.Write(s.lookup.open())
+	return err
+}
+
 // acquire waits for a target and opens a connection to it, again and again until a server answers. It returns nil when
 // PgBouncer has closed its side or has been told that there is no primary.
-func (s *session) acquire(ctx context.Context) (*target, []byte) {
+func (s *session) acquire(ctx context.Context) (*target, *upstream, []byte) {
 	pause := firstRetry
 	asked := s.hop.clock.Now()
 	var lastErr error
@@ -62,15 +120,14 @@ func (s *session) acquire(ctx context.Context) (*target, []byte) {
 		t, route, changed := s.hop.gate.state()
 		if t == nil {
 			if s.giveUp(ctx, changed, route, asked) {
-				return nil, nil
+				return nil, nil, nil
 			}
 			pause = firstRetry
 			continue
 		}
 		up, first, err := s.attempt(ctx, t)
 		if err == nil {
-			s.up = up
-			return t, first
+			return t, up, first
 		}
 		if lastErr == nil || err.Error() != lastErr.Error() {
 			s.hop.log.Info("server connection failed, trying again", "instance", t.instance, "term", t.term, "error", err)
@@ -78,7 +135,7 @@ func (s *session) acquire(ctx context.Context) (*target, []byte) {
 		}
 		if s.hop.clock.Since(asked) > s.hop.maxPause {
 			s.refuse(Route{Term: t.term, Why: fmt.Sprintf("primary %s cannot be reached: %v", t.instance, err)})
-			return nil, nil
+			return nil, nil, nil
 		}
 		select {
 		case <-ctx.Done():
@@ -88,7 +145,7 @@ func (s *session) acquire(ctx context.Context) (*target, []byte) {
 			pause = min(2*pause, lastRetry)
 		}
 	}
-	return nil, nil
+	return nil, nil, nil
 }
 
 // giveUp waits in Hold, and says whether the session is over. Clients are held for maxPause from the moment the primary
@@ -190,11 +247,12 @@ func (s *session) greet(up *upstream) ([]byte, error) {
 	}
 }
 
-// carry copies what the server says to PgBouncer, beginning with first, until the connection ends.
-func (s *session) carry(first []byte) *framer {
-	f := &framer{}
+// carry copies what the server says to PgBouncer, beginning with first, until the connection ends; f follows it.
+func (s *session) carry(first []byte, f *framer) {
 	buf := make([]byte, hopBuffer)
-	_ = s.up.SetReadDeadline(time.Now().Add(loginTimeout))
+	if !f.loggedIn {
+		_ = s.up.SetReadDeadline(time.Now().Add(loginTimeout))
+	}
 	data, err := first, error(nil)
 	for {
 		if len(data) > 0 {
@@ -205,17 +263,21 @@ func (s *session) carry(first []byte) *framer {
 			}
 			if f.standby {
 				s.hop.log.Error("the primary is in recovery", "address", s.up.RemoteAddr())
-				return f
+				return
 			}
-			if f.transaction == 'I' && f.boundary() {
+			idle := f.transaction == 'I' && f.boundary()
+			if idle {
 				s.busy.Store(false)
 			}
+			if s.lookup != nil {
+				s.lookup.heard(idle)
+			}
 			if _, werr := s.pooler.Write(data); werr != nil {
-				return f
+				return
 			}
 		}
 		if err != nil || f.fatal != nil {
-			return f
+			return
 		}
 		var n int
 		n, err = s.up.Read(buf)
@@ -228,24 +290,33 @@ func (s *session) carry(first []byte) *framer {
 func (s *session) fromPooler(ctx context.Context) {
 	defer s.gone()
 	buf := make([]byte, hopBuffer)
-	broken := false
 	for {
 		n, err := s.pooler.Read(buf)
-		if n > 0 && !broken {
+		if n > 0 {
 			select {
 			case <-s.ready:
 			case <-ctx.Done():
 				return
 			}
 			s.busy.Store(true)
-			if _, werr := s.up.Write(buf[:n]); werr != nil {
-				s.up.cut() // ends carry, which has the last word
-				broken = true
-			}
+			s.say(buf[:n])
 		}
 		if err != nil {
 			return
 		}
+	}
+}
+
+// say passes on what PgBouncer says. A server that does not take it is cut, which ends carry, which has the last word;
+// writing to it once more fails at once.
+func (s *session) say(b []byte) {
+	s.upMu.Lock()
+	defer s.upMu.Unlock()
+	if s.lookup != nil {
+		s.lookup.asked(b)
+	}
+	if _, err := s.up.Write(b); err != nil {
+		s.up.cut()
 	}
 }
 

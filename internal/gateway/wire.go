@@ -114,7 +114,8 @@ type framer struct {
 
 	// loggedIn is true from the first ReadyForQuery on.
 	loggedIn bool
-	// transaction is the status of the last ReadyForQuery: 'I' idle, 'T' in a transaction, 'E' in a failed one.
+	// transaction is the status of the last ReadyForQuery: 'I' idle, 'T' in a transaction, 'E' in a failed one; 0 as soon
+	// as the next answer has begun. What a server says unasked does not count.
 	transaction byte
 	// sqlstate of the last ErrorResponse seen before the login was done.
 	sqlstate string
@@ -178,6 +179,8 @@ func (f *framer) done() {
 		f.sqlstate = errorField(f.keep, 'C')
 	case f.head[0] == 'S' && !f.loggedIn:
 		f.standby = f.standby || string(f.keep) == "in_hot_standby\x00on\x00"
+	case f.head[0] != 'S' && f.head[0] != 'N' && f.head[0] != 'A':
+		f.transaction = 0
 	}
 	f.have, f.keep = 0, f.keep[:0]
 }

@@ -87,6 +87,7 @@ func TestFramer(t *testing.T) {
 			case 1:
 				code := rapid.StringMatching("[0-9A-Z]{5}").Draw(t, "code")
 				stream = append(stream, errorMessage(code, "text", "")...)
+				transaction = 0
 				if !loggedIn {
 					sqlstate = code
 				}
@@ -94,10 +95,13 @@ func TestFramer(t *testing.T) {
 				stream = append(stream, message('S', "in_hot_standby\x00on\x00")...)
 				standby = standby || !loggedIn
 			case 3:
+				transaction = 0
 				stream = append(stream, message('D', string(make([]byte, rapid.IntRange(0, 9000).Draw(t, "row"))))...)
 			case 4:
+				transaction = 0
 				stream = append(stream, message('1', "")...)
 			case 5: // looks like something else inside
+				transaction = 0
 				stream = append(stream, message('d', string(message('Z', "T")))...)
 			}
 			boundaries[len(stream)] = true

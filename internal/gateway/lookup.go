@@ -1,0 +1,87 @@
+package gateway
+
+import (
+	"bytes"
+	"errors"
+	"sync"
+	"time"
+)
+
+// A client that logs in waits for PgBouncer to look its name up on the primary. When the primary is lost in that moment
+// PgBouncer turns the client away with "bouncer config error", although nothing of the client's was under way. So the
+// session that looks names up asks again on the next primary what the lost one has not begun to answer. It may: the
+// question is a read, always the same one, and nobody has heard any of the answer.
+
+// looksUp reports whether a startup packet begins the session that looks names up.
+func looksUp(startup []byte) bool {
+	return bytes.Contains(startup, []byte("\x00user\x00"+lookupUser+"\x00"))
+}
+
+// lookup keeps the question that PgBouncer has asked and the server has not answered.
+type lookup struct {
+	mu       sync.Mutex
+	question []byte
+	answered bool // the server has begun to answer, or the question is too long to be one of a name
+}
+
+// maxQuestion bounds what is kept: a name has at most 63 bytes, the query and the protocol add some 200.
+const maxQuestion = 8 << 10
+
+// asked notes what PgBouncer says.
+func (l *lookup) asked(b []byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.question) == 0 {
+		l.answered = false
+	}
+	if len(l.question)+len(b) > maxQuestion {
+		l.answered = true
+		return
+	}
+	l.question = append(l.question, b...)
+}
+
+// heard notes that the server has said something; idle, that it has said all.
+func (l *lookup) heard(idle bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.answered = true
+	if idle {
+		l.question = nil
+	}
+}
+
+// open is the question nobody has begun to answer, if there is one.
+func (l *lookup) open() []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.answered {
+		return nil
+	}
+	return bytes.Clone(l.question)
+}
+
+// finishLogin reads what the server says to a login, which PgBouncer has heard from another server already.
+func finishLogin(up *upstream, first []byte) error {
+	_ = up.SetReadDeadline(time.Now().Add(loginTimeout))
+	var f framer
+	buf := make([]byte, hopBuffer)
+	for data := first; ; {
+		f.feed(data)
+		switch {
+		case f.sqlstate != "":
+			return errors.New("the server refuses the login: SQLSTATE " + f.sqlstate)
+		case f.standby:
+			return errors.New("the primary is in recovery")
+		case f.fatal != nil:
+			return f.fatal
+		case f.loggedIn && f.boundary():
+			return up.SetReadDeadline(time.Time{})
+		}
+		n, err := up.Read(buf)
+		if err != nil {
+			return err
+		}
+		data = buf[:n]
+	}
+}

@@ -1,0 +1,97 @@
+package gateway
+
+import (
+	"bytes"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+var lookupStartup = startupPacket(3<<16, "user\x00"+lookupUser+"\x00database\x00postgres\x00\x00")
+
+// openLookup is a session that looks names up, logged in to s, whose question s has heard and not answered.
+func (l *hopLab) openLookup(s *fakeServer) (pooler, server net.Conn) {
+	l.t.Helper()
+	pooler, err := net.Dial("unix", l.socket)
+	require.NoError(l.t, err)
+	l.t.Cleanup(func() { _ = pooler.Close() })
+	_ = pooler.SetDeadline(time.Now().Add(soon))
+	l.write(pooler, lookupStartup)
+	server, packet := s.next()
+	require.Equal(l.t, lookupStartup, packet)
+	l.write(server, loggedIn)
+	l.expect(pooler, loggedIn)
+	l.write(pooler, query)
+	l.expect(server, query)
+	return pooler, server
+}
+
+func TestALookupIsPutToTheNextPrimary(t *testing.T) {
+	answer := append(bytes.Clone(row), ready...)
+	for name, lose := range map[string]func(*hopLab, net.Conn){
+		"the term is over":   func(*hopLab, net.Conn) {},
+		"the connection too": func(_ *hopLab, server net.Conn) { _ = server.Close() },
+		"after a hold":       func(l *hopLab, _ net.Conn) { l.route(Hold, 1, l.a) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newHopLab(t)
+			l.route(Serve, 1, l.a)
+			pooler, server := l.openLookup(l.a)
+			lose(l, server)
+			l.route(Serve, 2, l.b)
+			server, packet := l.b.next()
+			require.Equal(t, lookupStartup, packet)
+			l.write(server, loggedIn)
+			l.expect(server, query)
+			l.write(server, answer)
+			l.expect(pooler, answer) // and nothing of the second login before it
+
+			l.write(pooler, query) // it goes on as if nothing had been
+			l.expect(server, query)
+			l.write(server, answer)
+			l.expect(pooler, answer)
+			l.route(Serve, 3, l.a) // idle now: PgBouncer has nobody waiting
+			sqlstate, _ := l.end(pooler)
+			require.Empty(t, sqlstate)
+		})
+	}
+}
+
+func TestALookupThatIsHalfAnsweredIsNotAskedAgain(t *testing.T) {
+	l := newHopLab(t)
+	l.route(Serve, 1, l.a)
+	pooler, server := l.openLookup(l.a)
+	l.write(server, row)
+	l.expect(pooler, row)
+	l.route(Serve, 2, l.b)
+	sqlstate, _ := l.end(pooler)
+	require.Equal(t, stateMoved, sqlstate)
+	l.b.quiet(100 * time.Millisecond)
+}
+
+func TestALookupWaitsNoLongerThanClientsMay(t *testing.T) {
+	l := newHopLab(t)
+	l.route(Serve, 1, l.a)
+	pooler, _ := l.openLookup(l.a)
+	l.route(Hold, 1, l.a)
+	sqlstate, text := l.end(pooler)
+	require.Equal(t, stateLost, sqlstate)
+	require.Contains(t, text, "no primary")
+}
+
+func TestALookupIsPutTwiceIfTheSecondFailsToo(t *testing.T) {
+	l := newHopLab(t)
+	l.hop.maxPause = time.Minute
+	l.route(Serve, 1, l.a)
+	pooler, _ := l.openLookup(l.a)
+	l.route(Serve, 2, l.b)
+	server, _ := l.b.next()
+	l.write(server, message('E', "C28000\x00\x00"))
+	again, _ := l.b.next()
+	l.write(again, loggedIn)
+	l.expect(again, query)
+	l.write(again, append(bytes.Clone(row), ready...))
+	l.expect(pooler, append(bytes.Clone(row), ready...))
+}
