@@ -3,7 +3,7 @@
 // proxy, or a list of hosts.
 //
 // Each of N writers inserts rows that exist once, (run, writer, seq), one statement one transaction, and reconnects when
-// its connection is lost. Every operation ends as one of:
+// its connection is lost or leads to a server that does not take writes. Every operation ends as one of:
 //
 //   - acked: the server said COMMIT without reservation. The row must be there, whatever happens.
 //   - failed: the server, or the lack of one, made clear that nothing was written.

@@ -124,6 +124,24 @@ func TestRunCountsWhatHappens(t *testing.T) {
 	require.Contains(t, live.String()+"writes/s", "writes/s")
 }
 
+// A connection to a server that became a standby is of no use for as long as it lasts: the client makes another one.
+func TestAReadOnlyServerIsLeft(t *testing.T) {
+	dsn := startPostgres(t)
+	var seen acked
+	stop := start(Config{DSN: dsn, Observe: seen.observe, SetupTimeout: 30 * time.Second})
+	seen.await(t, 10)
+	admin := dsn + " options='-c default_transaction_read_only=off'"
+	sql(t, admin, "ALTER ROLE postgres SET default_transaction_read_only = on") // of the sessions to come
+	sql(t, admin, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()")
+	time.Sleep(300 * time.Millisecond)
+	sql(t, admin, "ALTER ROLE postgres RESET default_transaction_read_only")
+	seen.await(t, 10)
+	s, err := stop()
+	require.NoError(t, err)
+	require.Positive(t, s.Errors["25006"])
+	require.Zero(t, s.Lost)
+}
+
 // Connections that end at their age, as a pool's do, are no errors; and they really end.
 func TestConnectionsHaveALife(t *testing.T) {
 	dsn := startPostgres(t)

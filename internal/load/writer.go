@@ -95,11 +95,14 @@ func (w *writer) try(ctx context.Context, statement string, seq int64) (Outcome,
 	w.warned = ""
 	_, err := w.conn.Exec(ctx, statement, w.run, w.id, seq)
 	outcome, code, text := Classify(err, w.warned)
-	if outcome != Acked && (w.conn.IsClosed() || outcome == Unknown) {
+	if outcome != Acked && (w.conn.IsClosed() || outcome == Unknown || code == readOnly) {
 		w.drop()
 	}
 	return outcome, code, text
 }
+
+// readOnly is SQLSTATE read_only_sql_transaction. The server is no primary, or not yet: another connection may find one.
+const readOnly = "25006"
 
 func (w *writer) drop() {
 	if w.conn != nil {
