@@ -106,10 +106,6 @@ type LifetimeSpec struct {
 	// AlwaysFailover additionally reparents every shard at least this often (for example 168h). Default: off.
 	// +optional
 	AlwaysFailover *metav1.Duration `json:"alwaysFailover,omitzero"`
-	// ReuseVolumes lets an expired instance's successor take over its volume instead of being seeded onto a fresh
-	// one. Sensible on network volumes only. Default false.
-	// +optional
-	ReuseVolumes bool `json:"reuseVolumes,omitempty"`
 }
 
 // GatewaySpec is the connection pooler of each shard.

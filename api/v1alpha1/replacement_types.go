@@ -87,10 +87,6 @@ type ReplacementStatus struct {
 	// Attempt counts the successors, from 1.
 	// +optional
 	Attempt int32 `json:"attempt,omitempty"`
-	// Volume of the successor: Fresh, or Reuse of the one of the instance that goes.
-	// +optional
-	// +kubebuilder:validation:Enum=Fresh;Reuse
-	Volume string `json:"volume,omitempty"`
 	// RetryAt is when the next attempt begins.
 	// +optional
 	RetryAt *metav1.MicroTime `json:"retryAt,omitempty"`

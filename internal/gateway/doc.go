@@ -47,6 +47,7 @@
 // which is what its own Drain waits for. Serve, in the new term: the gate opens, RESUME.
 //
 // Hold, out of the blue: all server connections are cut, logins wait in the hop. No PAUSE: it would end those logins.
+// The session that looks up the names of clients who log in outlives its primary; see lookup.
 //
 // Nobody is held for longer than Config.MaxPause. Then those who wait, and from then on those who ask, get an error that
 // says why.

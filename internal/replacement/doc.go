@@ -21,9 +21,9 @@
 // emergency changed in the meantime, the next step is the right one for what is there. An instance that became the
 // primary while it was being retired is reparented away from; one that is named by a recorded cohort is swapped out.
 //
-// Volumes that are taken over (see ChooseVolume) go another way round, because a volume serves one instance at a time:
-// Pending, Reparenting, Swapping, Retiring (the Pod only), Surging, CatchingUp, Done. That lowers the number of copies
-// while it lasts, so it is only done when the shard has one more than its spec asks for.
+// A successor always has a volume of its own. Handing the old one over would be quicker, but a volume serves one instance at
+// a time: from the end of the one to the moment the other has caught up the shard would have a copy less than its spec asks
+// for, which is what this package exists to avoid.
 //
 // # What it never does
 //

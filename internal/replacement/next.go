@@ -156,9 +156,8 @@ func (m *machine) pending() Decision {
 		return d
 	}
 	m.s.AdmittedAt = m.o.Now
-	m.s.Volume = ChooseVolume(m.o.Request.Reason, m.o.Request.ReuseVolumes, m.target.Healthy && !m.dying() && !m.o.Request.FreshOnly, m.without, m.o.Wanted)
-	if m.s.Volume == Reuse || m.without >= m.o.Wanted {
-		// Either the volume has to be free first, or a spare is there already: an earlier replacement failed and left it.
+	if m.without >= m.o.Wanted {
+		// A spare is there already: an earlier replacement failed and left it.
 		return m.forward()
 	}
 	return m.attempt()

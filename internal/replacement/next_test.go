@@ -274,61 +274,6 @@ func TestASpareIsUsedInsteadOfASurge(t *testing.T) {
 	require.Equal(t, []string{"old-0", "old-1", "spare"}, w.living())
 }
 
-func TestVolumesAreTakenOverOnlyWithASpare(t *testing.T) {
-	w := newWorld(1, 3, v1alpha1.ReasonOutdated, 0)
-	w.run(time.Hour, nil)
-	require.Equal(t, Fresh, w.status.Volume)
-
-	w = newWorld(1, 3, v1alpha1.ReasonOutdated, 0)
-	s := w.add("spare")
-	s.PodExists, s.VolumeExists, s.Running, s.Seeded, s.Healthy = true, true, true, true, true
-	copies := 4
-	w.run(time.Hour, func() { copies = min(copies, w.healthyWithout("")) })
-	requireSound(t, w)
-	require.Equal(t, Done, w.status.Phase, strings.Join(w.trace, "\n"))
-	require.Equal(t, Reuse, w.status.Volume)
-	require.Equal(t, 3, copies)
-	require.Len(t, w.living(), 4, "the spare stays for the next one")
-	require.NotContains(t, w.living(), "old-0")
-	require.True(t, w.find("old-0").VolumeExists, "in use by the successor")
-
-	// A successor that cannot use the volume is replaced by one with a volume of its own, and the old volume goes.
-	w = newWorld(1, 3, v1alpha1.ReasonOutdated, 1)
-	s = w.add("spare")
-	s.PodExists, s.VolumeExists, s.Running, s.Seeded, s.Healthy = true, true, true, true, true
-	hit := false
-	w.run(2*time.Hour, func() {
-		if s := w.find(w.status.Successor); s != nil && !hit {
-			hit, s.Failed = true, "cannot start on this volume"
-		}
-	})
-	requireSound(t, w)
-	require.True(t, hit)
-	require.Equal(t, Done, w.status.Phase, strings.Join(w.trace, "\n"))
-	require.Nil(t, w.find("old-1"))
-}
-
-func TestChooseVolume(t *testing.T) {
-	for _, tc := range []struct {
-		reason  v1alpha1.Reason
-		allowed bool
-		healthy bool
-		without int
-		want    Volume
-	}{
-		{v1alpha1.ReasonCondemned, true, true, 9, Fresh},
-		{v1alpha1.ReasonDrill, true, true, 9, Fresh},
-		{v1alpha1.ReasonOutdated, false, true, 3, Reuse},
-		{v1alpha1.ReasonOutdated, false, true, 2, Fresh},
-		{v1alpha1.ReasonOutdated, false, false, 3, Fresh},
-		{v1alpha1.ReasonExpired, false, true, 3, Fresh},
-		{v1alpha1.ReasonExpired, true, true, 3, Reuse},
-		{v1alpha1.ReasonDraining, true, true, 2, Fresh},
-	} {
-		require.Equal(t, tc.want, ChooseVolume(tc.reason, tc.allowed, tc.healthy, tc.without, 3), "%+v", tc)
-	}
-}
-
 func TestCancelAtEveryPhase(t *testing.T) {
 	for _, phase := range []Phase{Pending, Surging, Seeding, CatchingUp, Reparenting, Swapping, Retiring} {
 		for target := range 3 {
@@ -432,7 +377,6 @@ func TestTrouble(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		wanted := rapid.SampledFrom([]int{1, 2, 3, 3, 3, 5}).Draw(t, "wanted")
 		w := newWorld(rapid.Uint64().Draw(t, "seed"), wanted, rapid.SampledFrom(everyReason).Draw(t, "reason"), rapid.IntRange(0, wanted-1).Draw(t, "target"))
-		w.request.ReuseVolumes = rapid.Bool().Draw(t, "reuse")
 		if rapid.Bool().Draw(t, "spare") {
 			s := w.add("spare")
 			s.PodExists, s.VolumeExists, s.Running, s.Seeded, s.Healthy = true, true, true, true, true

@@ -86,9 +86,6 @@ func (m *machine) retiring() Decision {
 	if m.target.PodExists {
 		return m.stop()
 	}
-	if m.s.Volume == Reuse && m.s.Attempt == 0 {
-		return m.attempt()
-	}
 	return m.volume()
 }
 
@@ -133,7 +130,7 @@ func (m *machine) stop() Decision {
 
 // volume is rule 3. A volume that was left is found and removed by the shard controller once the shard is writable.
 func (m *machine) volume() Decision {
-	if m.target.VolumeExists && m.s.Volume != Reuse {
+	if m.target.VolumeExists {
 		unsafe := ""
 		switch {
 		case !m.o.Writable:

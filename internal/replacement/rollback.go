@@ -33,7 +33,7 @@ func (m *machine) rollingBack() Decision {
 		return m.taking("waiting for the cohort to go on without %s", m.s.Successor)
 	}
 	d := m.do(Action{
-		Kind: RetireSurge, Instance: m.s.Successor, Volume: m.s.Volume,
+		Kind: RetireSurge, Instance: m.s.Successor,
 		Force: m.successor.Dead || m.successor.Failed != "",
 	}, "%s is being taken away", m.s.Successor)
 	if !m.settled() {
@@ -87,7 +87,6 @@ func (m *machine) rolledBack() Decision {
 		return d
 	}
 	m.s.Undo, m.s.Message, m.s.RetryAt = "", "", time.Time{}
-	m.s.Volume = Fresh
 	if m.without >= m.o.Wanted {
 		m.s.Attempt++
 		m.s.Successor, m.s.SuccessorSeen = "", false

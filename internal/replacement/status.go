@@ -15,7 +15,7 @@ const maxSteps = 32
 func FromObject(s v1alpha1.ReplacementStatus) Status {
 	return Status{
 		Phase: Phase(s.Phase), PhaseStartedAt: read(s.PhaseStartedAt), AdmittedAt: read(s.AdmittedAt),
-		Attempt: int(s.Attempt), Successor: s.Successor, SuccessorSeen: s.SuccessorSeen, Volume: Volume(s.Volume),
+		Attempt: int(s.Attempt), Successor: s.Successor, SuccessorSeen: s.SuccessorSeen,
 		RetryAt: read(s.RetryAt), EvidenceAt: read(s.EvidenceAt), EvidenceDone: s.EvidenceDone,
 		ReparentFailures: int(s.ReparentFailures), Undo: Phase(s.Undo), StopBegun: s.StopBegun, VolumeKept: s.VolumeKept,
 		LastFailure: Failure(s.LastFailure), NoCapacityAt: read(s.NoCapacityAt), GotMachineAt: read(s.GotMachineAt),
@@ -31,7 +31,7 @@ func ToObject(d Decision, into *v1alpha1.ReplacementStatus, now time.Time) {
 		step(s, into, now)
 	}
 	into.Phase, into.PhaseStartedAt, into.AdmittedAt = v1alpha1.ReplacementPhase(s.Phase), write(s.PhaseStartedAt), write(s.AdmittedAt)
-	into.Attempt, into.Successor, into.SuccessorSeen, into.Volume = int32(s.Attempt), s.Successor, s.SuccessorSeen, string(s.Volume)
+	into.Attempt, into.Successor, into.SuccessorSeen = int32(s.Attempt), s.Successor, s.SuccessorSeen
 	into.RetryAt, into.EvidenceAt, into.EvidenceDone = write(s.RetryAt), write(s.EvidenceAt), s.EvidenceDone
 	into.ReparentFailures, into.Undo, into.StopBegun = int32(s.ReparentFailures), v1alpha1.ReplacementPhase(s.Undo), s.StopBegun
 	into.VolumeKept, into.LastFailure = s.VolumeKept, string(s.LastFailure)

@@ -49,7 +49,7 @@ func (m *machine) surging() Decision {
 		}
 		return m.wait("no machine has room for %s", m.successor.Name)
 	}
-	return m.do(Action{Kind: Surge, Instance: m.successor.Name, Volume: m.s.Volume}, "waiting for %s to start", m.successor.Name)
+	return m.do(Action{Kind: Surge, Instance: m.successor.Name}, "waiting for %s to start", m.successor.Name)
 }
 
 // makeRoom stops a dead target early when its place may be the one the successor needs.

@@ -27,16 +27,6 @@ const (
 // Finished reports whether nothing more will happen.
 func (p Phase) Finished() bool { return p == Done || p == Failed || p == Cancelled }
 
-// Volume says where the successor's data comes from.
-type Volume string
-
-const (
-	// Fresh is a new volume that is seeded.
-	Fresh Volume = "Fresh"
-	// Reuse takes over the volume of the instance that goes.
-	Reuse Volume = "Reuse"
-)
-
 // Failure is why an attempt or a replacement failed, in a word.
 type Failure string
 
@@ -65,10 +55,6 @@ type Request struct {
 	CreatedAt time.Time
 	// Cancel is true once nobody wants it any more. It is obeyed until the instance begins to stop.
 	Cancel bool
-	// ReuseVolumes is the user's leave to take over volumes for reasons other than Outdated.
-	ReuseVolumes bool
-	// FreshOnly is true while whoever carries the replacement out cannot hand a volume over.
-	FreshOnly bool
 }
 
 // Status is what is stored between two decisions.
@@ -81,8 +67,6 @@ type Status struct {
 	// Successor is the name drawn for this attempt; SuccessorSeen is true once it was there.
 	Successor     string
 	SuccessorSeen bool
-	// Volume of the successor.
-	Volume Volume
 	// RetryAt is when the next attempt may begin.
 	RetryAt time.Time
 	// EvidenceAt is when taking evidence began; EvidenceDone when it ended or nothing more can be had.
@@ -190,7 +174,7 @@ const (
 	Swap         Kind = "Swap"         // have the cohort keeper take it out (it sees that it is leaving)
 	Stop         Kind = "Stop"         // delete its Pod
 	DeleteVolume Kind = "DeleteVolume" // delete its volume and replication slots
-	RetireSurge  Kind = "RetireSurge"  // delete the successor's Pod, and its volume unless it was taken over
+	RetireSurge  Kind = "RetireSurge"  // delete the successor's Pod and its volume
 	Finish       Kind = "Finish"       // nothing more to do
 )
 
@@ -199,8 +183,6 @@ type Action struct {
 	Kind Kind
 	// Instance it is done to.
 	Instance string
-	// Volume of a Surge or RetireSurge.
-	Volume Volume
 	// To is whom a reparent should prefer; empty leaves the choice.
 	To string
 	// Force deletes without waiting for a clean stop: the instance is dead, or had its time.

@@ -278,13 +278,7 @@ func (w *world) act(a Action) {
 				w.violate("surge under a name that is not stored: %s", a.Instance)
 			}
 			s = w.add(a.Instance)
-			s.PodExists, s.VolumeExists = true, a.Volume == Fresh
-			if a.Volume == Reuse {
-				s.Seeded, s.seededAt = true, w.now
-				if old := w.find(w.request.Instance); old != nil && old.PodExists {
-					w.violate("two instances on one volume")
-				}
-			}
+			s.PodExists, s.VolumeExists = true, true
 		}
 	case Planned, Emergency:
 		w.beginReparent(a)

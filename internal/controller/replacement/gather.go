@@ -48,7 +48,7 @@ func (r *Reconciler) gather(ctx context.Context, read client.Reader, sh *v1alpha
 		Now: r.Clock.Now(), Status: replacement.FromObject(*status),
 		Request: replacement.Request{
 			Instance: rp.Spec.Instance, Reason: rp.Spec.Reason, CreatedAt: rp.CreationTimestamp.Time,
-			Cancel: !rp.DeletionTimestamp.IsZero(), FreshOnly: true,
+			Cancel: !rp.DeletionTimestamp.IsZero(),
 		},
 		Wanted: view.Wanted, Primary: view.Primary, Writable: view.Writable, Instances: view.Instances,
 		Source: view.Source(rp.Spec.Instance),

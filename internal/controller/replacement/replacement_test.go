@@ -260,7 +260,7 @@ func TestADecisionOnAStaleStatusIsNotStored(t *testing.T) {
 
 func TestWhatWasNotStoredIsNotDone(t *testing.T) {
 	d := newDesk(t, aShard(), wanted("r", "b", v1alpha1.ReasonExpired, begun, func(rp *v1alpha1.Replacement) {
-		rp.Status.Successor, rp.Status.Attempt, rp.Status.Volume = "d", 1, "Fresh"
+		rp.Status.Successor, rp.Status.Attempt = "d", 1
 	}))
 	_, err := d.reconcile("r") // it is adopted
 	require.NoError(t, err)
