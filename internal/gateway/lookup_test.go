@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -79,6 +80,32 @@ func TestALookupWaitsNoLongerThanClientsMay(t *testing.T) {
 	sqlstate, text := l.end(pooler)
 	require.Equal(t, stateLost, sqlstate)
 	require.Contains(t, text, "no primary")
+}
+
+func TestALookupThatNoPrimaryTakesIsGivenUp(t *testing.T) {
+	l := newHopLab(t)
+	l.route(Serve, 1, l.a)
+	pooler, _ := l.openLookup(l.a)
+	l.route(Serve, 2, l.b)
+	stop := make(chan struct{})
+	var refusing sync.WaitGroup
+	refusing.Go(func() {
+		for {
+			select {
+			case conn := <-l.b.conns:
+				if _, _, err := readStartup(conn); err == nil {
+					_, _ = conn.Write(message('E', "C28000\x00\x00"))
+				}
+			case <-stop:
+				return
+			}
+		}
+	})
+	sqlstate, text := l.end(pooler)
+	close(stop)
+	refusing.Wait()
+	require.Equal(t, stateLost, sqlstate)
+	require.Contains(t, text, "lets nobody in")
 }
 
 func TestALookupIsPutTwiceIfTheSecondFailsToo(t *testing.T) {

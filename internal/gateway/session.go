@@ -77,6 +77,7 @@ func (s *session) mayAskAgain(f *framer) bool {
 
 // askAgain opens a connection to the next primary and puts the open question to it. It returns nil when the session is over.
 func (s *session) askAgain(ctx context.Context) *target {
+	begun := s.hop.clock.Now()
 	for ctx.Err() == nil {
 		t, up, first := s.acquire(ctx)
 		if t == nil {
@@ -93,6 +94,10 @@ func (s *session) askAgain(ctx context.Context) *target {
 		}
 		up.cut()
 		s.hop.log.Info("a name cannot be looked up yet, trying again", "instance", t.instance, "term", t.term, "error", err)
+		if s.hop.clock.Since(begun) > s.hop.maxPause {
+			s.refuse(Route{Term: t.term, Why: fmt.Sprintf("primary %s lets nobody in: %v", t.instance, err)})
+			return nil
+		}
 		select {
 		case <-ctx.Done():
 		case <-s.hop.clock.After(lastRetry):
