@@ -5,6 +5,9 @@ const (
 	// AnnotationDrain on a Node has the instances moved off it; the value says why, for people. Removing it takes the
 	// request back as far as nothing has begun.
 	AnnotationDrain = "theseus.dev/drain"
+	// TaintDead on a Node (NoSchedule) says that its machine answers nobody although Kubernetes still calls it ready. The
+	// operator sets it, and takes it away when Kubernetes has noticed too, or after a minute and a half.
+	TaintDead = "theseus.dev/dead"
 	// AnnotationEvictionRequested on an instance's Pod is when its eviction was asked for last (RFC 3339). The operator's
 	// webhook sets it, since an eviction that is refused leaves no other trace.
 	AnnotationEvictionRequested = "theseus.dev/eviction-requested"

@@ -8,6 +8,7 @@ import (
 
 	"theseus.dev/theseus/internal/controller/drain"
 	"theseus.dev/theseus/internal/controller/evictions"
+	"theseus.dev/theseus/internal/controller/gateways"
 	"theseus.dev/theseus/internal/controller/nodepolicy"
 	"theseus.dev/theseus/internal/controller/request"
 	"theseus.dev/theseus/internal/machine"
@@ -31,6 +32,9 @@ func setupNodes(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 	}
 	if err := n.SetupWithManager(mgr); err != nil {
 		return fmt.Errorf("controller nodepolicy: %w", err)
+	}
+	if err := (&gateways.Avoided{Client: mgr.GetClient(), Clock: opts.Clock}).SetupWithManager(mgr, opts.Workers); err != nil {
+		return fmt.Errorf("controller dead-nodes: %w", err)
 	}
 	if opts.Evictions.Namespace == "" {
 		return nil

@@ -5,18 +5,21 @@
 // instances: once one of them was judged dead, with the testimony of the others, the gateways of the same node are asked
 // whether they answer. One that does not is deleted by force, which takes it out of the Service at once and has the
 // Deployment make another. Replicas of the operator are treated alike: until the lost one is made again, the next machine
-// that dies may hold the last one, and nobody would be left to notice.
+// that dies may hold the last one, and nobody would be left to notice. When none of them answers, the node is tainted for a
+// while first, because the scheduler does not know yet that it is dead.
 package gateways
 
 import (
 	"context"
 	"net"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -106,12 +109,42 @@ func (l *Lost) inquire(ctx context.Context, node string) error {
 		lost, _ := split(operators.Items, node)
 		here = append(here, lost...)
 	}
+	dead := make([]bool, len(here))
 	var asked sync.WaitGroup
-	for _, p := range here {
-		asked.Go(func() { l.one(ctx, p, elsewhere) })
+	for i, p := range here {
+		asked.Go(func() { dead[i] = l.silent(ctx, p) })
 	}
 	asked.Wait()
+	// When nobody answers us anywhere it is us who are cut off.
+	if !slices.Contains(dead, true) || !l.anyAnswers(ctx, elsewhere) || ctx.Err() != nil {
+		return nil
+	}
+	if !slices.Contains(dead, false) {
+		l.avoid(ctx, node)
+	}
+	for i, p := range here {
+		if dead[i] {
+			l.remove(ctx, p)
+		}
+	}
 	return nil
+}
+
+// avoid has the scheduler look elsewhere. That failing is no reason not to go on: somebody else may have changed the node.
+func (l *Lost) avoid(ctx context.Context, node string) {
+	var read client.Reader = l.Client
+	if l.Live != nil {
+		read = l.Live
+	}
+	for range questions {
+		err := avoid(ctx, read, l.Client, node, l.Clock.Now())
+		if !apierrors.IsConflict(err) {
+			if err != nil {
+				l.Log.Error(err, "the node of a dead machine is not avoided", "node", node)
+			}
+			return
+		}
+	}
 }
 
 // split sorts the Pods that run by whether they do so on the node.
@@ -129,24 +162,24 @@ func split(pods []corev1.Pod, node string) (here, elsewhere []*corev1.Pod) {
 	return here, elsewhere
 }
 
-// one asks a Pod and deletes it when it does not answer.
-func (l *Lost) one(ctx context.Context, p *corev1.Pod, elsewhere []*corev1.Pod) {
+// silent asks a Pod, and reports that it does not answer.
+func (l *Lost) silent(ctx context.Context, p *corev1.Pod) bool {
 	for i := range questions {
 		if i > 0 {
 			select {
 			case <-l.Clock.After(pause):
 			case <-ctx.Done():
-				return
+				return false
 			}
 		}
 		if l.answers(ctx, p) {
-			return
+			return false
 		}
 	}
-	// Nobody answers us anywhere: then it is us who are cut off.
-	if !l.anyAnswers(ctx, elsewhere) || ctx.Err() != nil {
-		return
-	}
+	return true
+}
+
+func (l *Lost) remove(ctx context.Context, p *corev1.Pod) {
 	err := l.Client.Delete(ctx, p, client.GracePeriodSeconds(0), client.Preconditions{UID: &p.UID})
 	if client.IgnoreNotFound(err) != nil {
 		l.Log.Error(err, "a Pod of a dead machine is still there", "pod", p.Namespace+"/"+p.Name)

@@ -39,9 +39,10 @@ func operator(name, node, ip string) *corev1.Pod {
 
 // left runs an inquiry after instance db-0 on n1 in a cluster where the addresses that begin with a dead prefix do not
 // answer, and lists the gateways that are left.
-func left(t *testing.T, dead ...string) (names []string, dials int64) {
+func left(t *testing.T, dead ...string) (names []string, tainted bool, dials int64) {
 	t.Helper()
 	c := fake.NewClientBuilder().WithObjects(
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2"}},
 		pod("db-0", v1alpha1.ComponentInstance, "n1", "10.1.0.1"),
 		pod("gw-a", v1alpha1.ComponentGateway, "n1", "10.1.0.2"),
 		pod("gw-b", v1alpha1.ComponentGateway, "n2", "10.2.0.2"),
@@ -75,20 +76,28 @@ func left(t *testing.T, dead ...string) (names []string, dials int64) {
 		}
 	}
 	require.Len(t, list.Items, len(names)+2, "neither instances nor other people's Pods")
-	return names, n.Load()
+	node := &corev1.Node{}
+	require.NoError(t, c.Get(ctx, types.NamespacedName{Name: "n2"}, node))
+	require.Empty(t, node.Spec.Taints)
+	require.NoError(t, c.Get(ctx, types.NamespacedName{Name: "n1"}, node))
+	return names, len(node.Spec.Taints) > 0, n.Load()
 }
 
 func TestGatewaysOfADeadMachine(t *testing.T) {
-	names, _ := left(t, "10.1.")
+	names, tainted, _ := left(t, "10.1.")
+	require.True(t, tainted, "or what is made instead is scheduled onto the dead node, which Kubernetes calls ready")
 	require.ElementsMatch(t, []string{"gw-b", "pending-gw", "op-b"}, names, "every shard's gateway on the dead machine goes, and the operator's replica, no other")
 
-	names, dials := left(t)
+	names, tainted, dials := left(t)
+	require.False(t, tainted)
 	require.Len(t, names, 6, "the instance died alone: its machine answers")
 	require.EqualValues(t, 3, dials, fmt.Sprintf("one question each: %d", dials))
 
-	names, _ = left(t, "10.1.0.2")
+	names, tainted, _ = left(t, "10.1.0.2")
+	require.False(t, tainted, "a gateway died, its machine lives")
 	require.ElementsMatch(t, []string{"gw-b", "pending-gw", "other-gw", "op-a", "op-b"}, names)
 
-	names, _ = left(t, "10.")
+	names, tainted, _ = left(t, "10.")
+	require.False(t, tainted)
 	require.Len(t, names, 6, "nobody answers: we are cut off and touch nothing")
 }
