@@ -90,7 +90,6 @@ func (f *fixture) fill(megabytes int) {
 		f.psql(fmt.Sprintf(`WITH r AS MATERIALIZED (SELECT string_agg(uuid_send(gen_random_uuid()), ''::bytea) AS b FROM generate_series(1, 65536))
 			INSERT INTO bulk SELECT i, b FROM r, generate_series(1, %d) i`, min(step, megabytes-done)))
 	}
-	f.psql("CHECKPOINT")
 }
 
 // copyByHand copies source onto the volume of host, starts the copy as a standby of the primary, and removes it again.
