@@ -34,7 +34,7 @@ func TestALargeInstanceIsReplaced(t *testing.T) {
 		t.Skip("REPLACED_MB says how much data there is to be")
 	}
 	f := newFixture(t, func(db *v1alpha1.Database) {
-		db.Spec.Storage.Size = *resource.NewQuantity(int64(2*megabytes+3<<10)<<20, resource.BinarySI)
+		db.Spec.Storage.Size = *resource.NewQuantity(int64(3*megabytes+4<<10)<<20, resource.BinarySI)
 	})
 	ctx, cancel := context.WithTimeout(context.Background(), largeDeadline)
 	defer cancel()
