@@ -33,6 +33,7 @@ import (
 	"theseus.dev/theseus/internal/controller/replacement"
 	"theseus.dev/theseus/internal/controller/shard"
 	"theseus.dev/theseus/internal/ledger"
+	"theseus.dev/theseus/internal/names"
 	"theseus.dev/theseus/internal/observer"
 	replacementrules "theseus.dev/theseus/internal/replacement"
 	"theseus.dev/theseus/internal/verdict"
@@ -157,13 +158,8 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 		Clock: opts.Clock, Params: opts.Params, ClusterDomain: opts.ClusterDomain,
 	}
 	if !opts.NoEmergencies {
-		lost := &gateways.Lost{Client: mgr.GetClient(), Clock: opts.Clock, Log: mgr.GetLogger().WithName("gateways")}
-		if ns := opts.Evictions.Namespace; ns != "" {
-			lost.Live = mgr.GetAPIReader()
-			lost.Operators = []client.ListOption{client.InNamespace(ns), client.MatchingLabels{"app.kubernetes.io/name": "theseus", "app.kubernetes.io/component": "operator"}}
-		}
 		e := &reparent.Emergency{
-			Runner: runner, Params: verdict.DefaultParams(), Leading: leading(mgr), Dead: lost.Dead, Changed: shards.Wake,
+			Runner: runner, Params: verdict.DefaultParams(), Leading: leading(mgr), Dead: opts.lost(mgr).Dead, Changed: shards.Wake,
 		}
 		shards.Suspects = e.Suspects
 		if err := mgr.Add(e); err != nil {
@@ -195,6 +191,16 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 		}
 	}
 	return setupNodes(ctx, mgr, opts)
+}
+
+// lost looks after what was on dead machines; without a namespace of its own the operator is not among it.
+func (o *Options) lost(mgr ctrl.Manager) *gateways.Lost {
+	l := &gateways.Lost{Client: mgr.GetClient(), Clock: o.Clock, Log: mgr.GetLogger().WithName("gateways")}
+	if ns := o.Evictions.Namespace; ns != "" {
+		l.Live = mgr.GetAPIReader()
+		l.Operators = []client.ListOption{client.InNamespace(ns), client.MatchingLabels(names.OperatorLabels())}
+	}
+	return l
 }
 
 // frozen is why nothing planned may begin by the ledger's switch.

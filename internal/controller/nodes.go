@@ -33,7 +33,7 @@ func setupNodes(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 	if err := n.SetupWithManager(mgr); err != nil {
 		return fmt.Errorf("controller nodepolicy: %w", err)
 	}
-	if err := (&gateways.Avoided{Client: mgr.GetClient(), Clock: opts.Clock}).SetupWithManager(mgr, opts.Workers); err != nil {
+	if err := (&gateways.Avoided{Client: mgr.GetClient(), Clock: opts.Clock}).SetupWithManager(mgr); err != nil {
 		return fmt.Errorf("controller dead-nodes: %w", err)
 	}
 	if opts.Evictions.Namespace == "" {

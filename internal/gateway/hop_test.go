@@ -166,12 +166,14 @@ func (l *hopLab) route(mode Mode, term uint64, s *fakeServer) {
 }
 
 // login is a new connection of PgBouncer.
-func (l *hopLab) login() net.Conn {
+func (l *hopLab) login() net.Conn { return l.loginAs(startup) }
+
+func (l *hopLab) loginAs(packet []byte) net.Conn {
 	conn, err := net.Dial("unix", l.socket)
 	require.NoError(l.t, err)
 	l.t.Cleanup(func() { _ = conn.Close() })
 	_ = conn.SetDeadline(time.Now().Add(soon))
-	_, err = conn.Write(startup)
+	_, err = conn.Write(packet)
 	require.NoError(l.t, err)
 	return conn
 }
@@ -206,9 +208,14 @@ func (l *hopLab) end(conn net.Conn) (sqlstate, text string) {
 // open is a session that has logged in to s.
 func (l *hopLab) open(s *fakeServer) (pooler, server net.Conn) {
 	l.t.Helper()
-	pooler = l.login()
+	return l.openAs(startup, s)
+}
+
+func (l *hopLab) openAs(as []byte, s *fakeServer) (pooler, server net.Conn) {
+	l.t.Helper()
+	pooler = l.loginAs(as)
 	server, packet := s.next()
-	require.Equal(l.t, startup, packet)
+	require.Equal(l.t, as, packet)
 	l.write(server, loggedIn)
 	l.expect(pooler, loggedIn)
 	return pooler, server

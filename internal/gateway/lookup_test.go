@@ -15,15 +15,7 @@ var lookupStartup = startupPacket(3<<16, "user\x00"+lookupUser+"\x00database\x00
 // openLookup is a session that looks names up, logged in to s, whose question s has heard and not answered.
 func (l *hopLab) openLookup(s *fakeServer) (pooler, server net.Conn) {
 	l.t.Helper()
-	pooler, err := net.Dial("unix", l.socket)
-	require.NoError(l.t, err)
-	l.t.Cleanup(func() { _ = pooler.Close() })
-	_ = pooler.SetDeadline(time.Now().Add(soon))
-	l.write(pooler, lookupStartup)
-	server, packet := s.next()
-	require.Equal(l.t, lookupStartup, packet)
-	l.write(server, loggedIn)
-	l.expect(pooler, loggedIn)
+	pooler, server = l.openAs(lookupStartup, s)
 	l.write(pooler, query)
 	l.expect(server, query)
 	return pooler, server

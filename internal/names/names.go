@@ -10,6 +10,11 @@ import (
 	"strings"
 )
 
+// OperatorLabels are what the chart puts on the operator's Pods.
+func OperatorLabels() map[string]string {
+	return map[string]string{"app.kubernetes.io/name": "theseus", "app.kubernetes.io/component": "operator"}
+}
+
 // Shard is the name of the Shard with that index.
 func Shard(database string, index int32) string { return database + "-" + strconv.Itoa(int(index)) }
 

@@ -1,6 +1,7 @@
 package names
 
 import (
+	"os"
 	"strings"
 	"testing"
 
@@ -35,4 +36,12 @@ func TestInstanceNames(t *testing.T) {
 func TestHosts(t *testing.T) {
 	require.Equal(t, []string{"db-rw", "db-rw.ns", "db-rw.ns.svc", "db-rw.ns.svc.cluster.local"}, Hosts("db-rw", "ns", "cluster.local"))
 	require.Len(t, Hosts("db-rw", "ns", ""), 3)
+}
+
+func TestOperatorLabelsAreThoseOfTheChart(t *testing.T) {
+	helpers, err := os.ReadFile("../../charts/theseus/templates/_helpers.tpl")
+	require.NoError(t, err)
+	for key, value := range OperatorLabels() {
+		require.Contains(t, string(helpers), key+": "+value)
+	}
 }

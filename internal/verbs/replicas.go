@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"theseus.dev/theseus/internal/evidence"
+	"theseus.dev/theseus/internal/names"
 )
 
 // Run runs a program in a container of a Pod and returns its standard output. The error holds the end of standard error.
@@ -115,9 +116,7 @@ func (f *Found) with(other *Found) *Found {
 // ask runs the verb in every replica that runs. The error is that of finding them, or that none could answer.
 func (a Replicas) ask(ctx context.Context, args []string, answer func([]byte) error) (problems []string, err error) {
 	pods := &corev1.PodList{}
-	if err := a.Client.List(ctx, pods, client.InNamespace(a.Namespace), client.MatchingLabels{
-		"app.kubernetes.io/name": "theseus", "app.kubernetes.io/component": "operator",
-	}); err != nil {
+	if err := a.Client.List(ctx, pods, client.InNamespace(a.Namespace), client.MatchingLabels(names.OperatorLabels())); err != nil {
 		return nil, err
 	}
 	type reply struct {

@@ -47,7 +47,7 @@ type Avoided struct {
 }
 
 // SetupWithManager registers the controller. It runs on the elected leader only.
-func (a *Avoided) SetupWithManager(mgr ctrl.Manager, _ int) error {
+func (a *Avoided) SetupWithManager(mgr ctrl.Manager) error {
 	tainted := predicate.NewPredicateFuncs(func(o client.Object) bool {
 		node, ok := o.(*corev1.Node)
 		return ok && slices.ContainsFunc(node.Spec.Taints, ours)

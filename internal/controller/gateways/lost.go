@@ -19,8 +19,8 @@ import (
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/util/retry"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -136,14 +136,9 @@ func (l *Lost) avoid(ctx context.Context, node string) {
 	if l.Live != nil {
 		read = l.Live
 	}
-	for range questions {
-		err := avoid(ctx, read, l.Client, node, l.Clock.Now())
-		if !apierrors.IsConflict(err) {
-			if err != nil {
-				l.Log.Error(err, "the node of a dead machine is not avoided", "node", node)
-			}
-			return
-		}
+	err := retry.RetryOnConflict(retry.DefaultRetry, func() error { return avoid(ctx, read, l.Client, node, l.Clock.Now()) })
+	if err != nil {
+		l.Log.Error(err, "the node of a dead machine is not avoided", "node", node)
 	}
 }
 
