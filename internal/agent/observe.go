@@ -33,6 +33,7 @@ func (a *Agent) observe(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C():
+			a.attributeUpstream(ctx)
 		case <-a.kick:
 		}
 		apart := observeApart

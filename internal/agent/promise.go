@@ -27,6 +27,9 @@ func (a *Agent) Promise(ctx context.Context, req *agentpb.PromiseRequest) (*agen
 	}
 	defer done()
 	begun := time.Now()
+	if up := a.snapshot().Follow; up != nil {
+		a.askTimeline(ctx, *up) // the last moment: a promise forgets whom it followed
+	}
 	if err := a.acceptPromise(ctx, req.GetTerm()); err != nil {
 		a.log.Warn("promise refused", "term", req.GetTerm(), "coordinator", req.GetCoordinator(), "error", err)
 		return nil, failed(err)

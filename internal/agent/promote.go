@@ -83,7 +83,7 @@ func (a *Agent) Promote(ctx context.Context, req *agentpb.PromoteRequest) (*agen
 		return nil, err
 	}
 	defer done()
-	begun, already := time.Now(), false
+	begun, already, own := time.Now(), false, a.timeline(ctx)
 	err = a.update(ctx, func(s *State) error {
 		if err := s.promotable(req.GetTerm()); err != nil {
 			return err
@@ -91,6 +91,7 @@ func (a *Agent) Promote(ctx context.Context, req *agentpb.PromoteRequest) (*agen
 		already = s.Primary != nil
 		if !already {
 			s.Term, s.Intent, s.Follow, s.Halted, s.Fenced = req.GetTerm(), req.GetTerm(), nil, "", ""
+			s.forgetHearsay(own)
 		}
 		return nil
 	})
