@@ -47,7 +47,7 @@ func (a *Agent) fence(ctx context.Context, observer *postgres.Observer) {
 	a.mu.Lock()
 	a.live.established, a.live.message = false, "fenced: "+why
 	a.mu.Unlock()
-	if _, err := a.stopPrimary(limit, postgres.Immediate, 0); err != nil {
+	if err := a.stop(limit, postgres.Immediate, 0); err != nil {
 		a.log.Error("fencing", "error", err)
 	}
 	if err := a.update(limit, func(s *State) error { s.Fenced = why; return nil }); err != nil {

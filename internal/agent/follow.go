@@ -48,7 +48,7 @@ func (a *Agent) Follow(ctx context.Context, req *agentpb.FollowRequest) (*agentp
 		return nil, failed(err)
 	}
 	if a.isPrimary() {
-		if _, err := a.stopPrimary(ctx, postgres.Immediate, 0); err != nil {
+		if err := a.stop(ctx, postgres.Immediate, 0); err != nil {
 			return nil, failed(err)
 		}
 	}
@@ -147,7 +147,7 @@ func (a *Agent) timeline(ctx context.Context) uint32 {
 
 // endIntent ends an interrupted promotion for good: whatever timeline it has begun is attributed to its term.
 func (a *Agent) endIntent(ctx context.Context) error {
-	if _, err := a.stopPrimary(ctx, postgres.Immediate, 0); err != nil {
+	if err := a.stop(ctx, postgres.Immediate, 0); err != nil {
 		return err
 	}
 	// Even one that never left recovery may have written the beginning of its timeline.

@@ -92,7 +92,7 @@ func (a *Agent) revoke(ctx context.Context) (*agentpb.PromiseReply, error) {
 		return reply, nil // has nothing to acknowledge with, and nothing to offer
 	}
 	if st.Halted != "" {
-		control, err := a.stopPrimary(ctx, postgres.Immediate, 0)
+		control, err := a.stopPrimary(ctx)
 		if err != nil {
 			return nil, err
 		}
@@ -133,9 +133,16 @@ func (a *Agent) seedingNow() bool {
 	return a.live.seed != nil
 }
 
-// stopPrimary stops a primary's PostgreSQL, says so to everybody, and reads what it left. A fast stop gets no more than
-// within (0: as long as ctx).
-func (a *Agent) stopPrimary(ctx context.Context, mode postgres.StopMode, within time.Duration) (control postgres.Control, err error) {
+// stopPrimary stops a primary's PostgreSQL at once, says so to everybody, and reads what it left.
+func (a *Agent) stopPrimary(ctx context.Context) (postgres.Control, error) {
+	if err := a.stop(ctx, postgres.Immediate, 0); err != nil {
+		return postgres.Control{}, err
+	}
+	return a.pg.Control(ctx)
+}
+
+// stop stops a primary's PostgreSQL and says so to everybody. A fast stop gets no more than within (0: as long as ctx).
+func (a *Agent) stop(ctx context.Context, mode postgres.StopMode, within time.Duration) error {
 	begun, running := time.Now(), a.pg.Running()
 	limit, cancel := ctx, context.CancelFunc(func() {})
 	if within > 0 {
@@ -148,12 +155,12 @@ func (a *Agent) stopPrimary(ctx context.Context, mode postgres.StopMode, within 
 	a.mu.Unlock()
 	a.publish()
 	if err != nil {
-		return control, err
+		return err
 	}
 	if running {
 		a.log.Info("primary stopped", "clean", clean, "took", took(begun))
 	}
-	return a.pg.Control(ctx)
+	return nil
 }
 
 // stoppedPosition fills in the end of a stopped primary's WAL: the shutdown checkpoint's, or what crash recovery
@@ -235,6 +242,5 @@ func (a *Agent) demote(ctx context.Context, req *agentpb.DemoteRequest) error {
 		}
 		defer a.pg.DisconnectSoon(laggards)()
 	}
-	_, err := a.stopPrimary(ctx, mode, time.Duration(req.GetTimeoutMs())*time.Millisecond)
-	return err
+	return a.stop(ctx, mode, time.Duration(req.GetTimeoutMs())*time.Millisecond)
 }

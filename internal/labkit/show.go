@@ -77,10 +77,28 @@ func (k *Kit) Psql(ctx context.Context, namespace, database string, args ...stri
 		if p.Status.Phase != corev1.PodRunning || p.DeletionTimestamp != nil {
 			continue
 		}
-		// The URI holds the password: it goes in through standard input, not through arguments others can read.
-		script := `read -r uri; exec psql "$uri" "$@"`
-		return k.RunInput(ctx, strings.TrimSpace(uri)+"\n", k.kubectl(),
-			append([]string{"-n", namespace, "exec", "-i", p.Name, "--", "bash", "-c", script, "psql"}, args...)...)
+		return k.psqlIn(ctx, p, uri, args)
 	}
 	return "", errors.New("no running instance to run psql in")
+}
+
+// nameKnownWithin is how long a new Service's name may take to be known: after an outage of the API server, DNS servers
+// ask it again only after a backoff of up to half a minute, which is jittered.
+const nameKnownWithin = 90 * time.Second
+
+func (k *Kit) psqlIn(ctx context.Context, pod *corev1.Pod, uri string, args []string) (string, error) {
+	limit, cancel := context.WithTimeout(ctx, nameKnownWithin)
+	defer cancel()
+	// The URI holds the password: it goes in through standard input, not through arguments others can read.
+	script := `read -r uri; exec psql "$uri" "$@"`
+	command := append([]string{"-n", pod.Namespace, "exec", "-i", pod.Name, "--", "bash", "-c", script, "psql"}, args...)
+	var out string
+	err := Poll(limit, time.Second, func(context.Context) (done bool, waiting string, err error) {
+		out, err = k.RunInput(ctx, strings.TrimSpace(uri)+"\n", k.kubectl(), command...)
+		if err != nil && strings.Contains(err.Error(), "could not translate host name") {
+			return false, err.Error(), nil
+		}
+		return true, "", err
+	})
+	return out, err
 }

@@ -28,7 +28,7 @@ import (
 type journal struct {
 	client  client.Client
 	live    client.Reader
-	clock   clock.PassiveClock
+	clock   clock.Clock
 	log     logr.Logger
 	shard   *v1alpha1.Shard
 	drain   time.Duration
@@ -47,8 +47,13 @@ type entry struct {
 	writing bool
 }
 
-// writeTimeout bounds one write of the journal in the background.
-const writeTimeout = 5 * time.Second
+const (
+	// writeTimeout bounds one write of the journal in the background.
+	writeTimeout = 5 * time.Second
+	// writeApart is the pause after a write in the background: phases end every few ten milliseconds, and each write costs the
+	// API server, its store and all who watch what the databases on the same machines need to be back.
+	writeApart = 300 * time.Millisecond
+)
 
 // Open implements reparent.Journal.
 func (j *journal) Open(ctx context.Context, o reparent.Opening) error {
@@ -147,7 +152,7 @@ func note(st *v1alpha1.ReparentStatus, p reparent.Phase) {
 // maxMessage, in bytes, keeps a message from making the object too large.
 const maxMessage = 1000
 
-// write starts writing what is pending, unless that is under way: then it is written after it.
+// write starts writing what is pending, unless that is under way: then it is written after it, and a pause.
 func (j *journal) write(term uint64, e *entry) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -163,6 +168,7 @@ func (j *journal) write(term uint64, e *entry) {
 				j.log.Info("journal not written", "term", term, "error", err.Error())
 			}
 			cancel()
+			<-j.clock.After(writeApart)
 		}
 	}()
 }

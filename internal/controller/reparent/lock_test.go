@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -49,7 +50,7 @@ func server(t *testing.T, funcs interceptor.Funcs, objects ...client.Object) cli
 }
 
 func newJournal(c client.Client) *journal {
-	return &journal{client: c, live: c, clock: testclock.NewFakePassiveClock(now), log: logr.Discard(), shard: object(), entries: map[uint64]*entry{}}
+	return &journal{client: c, live: c, clock: testclock.NewFakeClock(now), log: logr.Discard(), shard: object(), entries: map[uint64]*entry{}}
 }
 
 func opening(coordinator string) reparent.Opening {
@@ -156,6 +157,31 @@ func TestTheEndIsWrittenWhenTheServerIsBack(t *testing.T) {
 	require.NoError(t, j.Close(t.Context(), reparent.Result{Term: 9}), "never opened")
 }
 
+// Phases end faster than the API server should be asked to write them down; none is left out, and the end waits for nothing.
+func TestPhasesAreWrittenApart(t *testing.T) {
+	var writes atomic.Int32
+	c := server(t, interceptor.Funcs{SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
+		defer writes.Add(1)
+		return c.SubResource(sub).Patch(ctx, o, p, opts...)
+	}})
+	j, fake := newJournal(c), testclock.NewFakeClock(now)
+	j.clock = fake
+	require.NoError(t, j.Open(t.Context(), opening("one")))
+	opened := writes.Load()
+	phases := []reparent.PhaseName{reparent.PhasePrepare, reparent.PhaseDrain, reparent.PhaseDemote, reparent.PhasePromote}
+	j.Phase(reparent.Phase{Term: 5, Name: phases[0], Started: now})
+	require.Eventually(t, func() bool { return writes.Load() == opened+1 && fake.HasWaiters() }, time.Minute, time.Millisecond)
+	for _, name := range phases[1:] {
+		j.Phase(reparent.Phase{Term: 5, Name: name, Started: now})
+	}
+	require.Equal(t, opened+1, writes.Load())
+	fake.Step(writeApart)
+	require.Eventually(t, func() bool { return writes.Load() == opened+2 && fake.HasWaiters() }, time.Minute, time.Millisecond)
+	require.Len(t, read(t, c).Status.Phases, len(phases))
+	require.NoError(t, j.Close(t.Context(), reparent.Result{Term: 5, Outcome: reparent.Succeeded}))
+	require.Equal(t, v1alpha1.OutcomeSucceeded, read(t, c).Status.Outcome)
+}
+
 // Store is compare-and-set: what the caller decided on must be what is there.
 func TestARecordIsOnlyReplacedByWhoHasSeenIt(t *testing.T) {
 	refusals := 0
@@ -168,7 +194,7 @@ func TestARecordIsOnlyReplacedByWhoHasSeenIt(t *testing.T) {
 		}
 		return nil
 	}}, object())
-	r := &records{live: c, write: c, key: shardKey, clock: testclock.NewFakePassiveClock(now)}
+	r := &records{live: c, write: c, key: shardKey, clock: testclock.NewFakeClock(now)}
 	record, at, err := r.Load(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, uint64(4), record.Established)
@@ -199,7 +225,7 @@ func TestARefusalForAnotherReasonIsNotAConflict(t *testing.T) {
 	c := server(t, interceptor.Funcs{SubResourcePatch: func(context.Context, client.Client, string, client.Object, client.Patch, ...client.SubResourcePatchOption) error {
 		return invalid
 	}}, object())
-	r := &records{live: c, write: c, key: shardKey, clock: testclock.NewFakePassiveClock(now)}
+	r := &records{live: c, write: c, key: shardKey, clock: testclock.NewFakeClock(now)}
 	record, at, err := r.Load(t.Context())
 	require.NoError(t, err)
 	_, err = r.Store(t.Context(), at, record)
