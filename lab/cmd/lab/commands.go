@@ -48,6 +48,11 @@ func root(out io.Writer) *cobra.Command {
 	return cmd
 }
 
+// group is a word that others follow. A wrong one is an error, where cobra would print the help and say that all is well.
+func group(use, short string) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+}
+
 func nodeFlags(cmd *cobra.Command, o *cluster.NodeOptions) {
 	cmd.Flags().StringVar(&o.CPU, "cpu", "", "CPU a new node offers to Pods, such as 1500m (default: all of this machine's)")
 	cmd.Flags().StringVar(&o.Memory, "memory", "", "memory a new node offers to Pods, such as 2Gi (default: all of this machine's)")
@@ -126,7 +131,7 @@ func (a *app) kubeconfig() *cobra.Command {
 }
 
 func (a *app) image() *cobra.Command {
-	cmd := &cobra.Command{Use: "image", Short: "Container images"}
+	cmd := group("image", "Container images")
 	cmd.AddCommand(&cobra.Command{
 		Use: "load FILE...", Short: "Give the images of docker or OCI archives to every node, present and future", Args: cobra.MinimumNArgs(1),
 		RunE: a.with(func(cmd *cobra.Command, c *cluster.Cluster, files []string) error {
@@ -142,7 +147,7 @@ func (a *app) image() *cobra.Command {
 }
 
 func (a *app) volume() *cobra.Command {
-	cmd := &cobra.Command{Use: "volume", Short: "Volumes, by claim (NAMESPACE/NAME, or NAME in namespace default)"}
+	cmd := group("volume", "Volumes, by claim (NAMESPACE/NAME, or NAME in namespace default)")
 	cmd.AddCommand(&cobra.Command{
 		Use: "stall PVC", Short: "Make writes and fsync on the claim's volume hang", Args: cobra.ExactArgs(1),
 		RunE: a.with(func(cmd *cobra.Command, c *cluster.Cluster, args []string) error {
@@ -158,7 +163,7 @@ func (a *app) volume() *cobra.Command {
 }
 
 func (a *app) controlPlane() *cobra.Command {
-	cmd := &cobra.Command{Use: "control-plane", Short: "etcd, API server, controllers and scheduler"}
+	cmd := group("control-plane", "etcd, API server, controllers and scheduler")
 	cmd.AddCommand(&cobra.Command{
 		Use: "stop", Short: "Stop them; nodes go on", Args: cobra.NoArgs,
 		RunE: a.with(func(cmd *cobra.Command, c *cluster.Cluster, _ []string) error {

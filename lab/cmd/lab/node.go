@@ -20,7 +20,7 @@ func claim(name string) string {
 }
 
 func (a *app) node() *cobra.Command {
-	cmd := &cobra.Command{Use: "node", Short: "Nodes: add, remove, break, mend"}
+	cmd := group("node", "Nodes: add, remove, break, mend")
 	cmd.AddCommand(a.nodeAdd(), a.nodeCut(), a.nodeHeal(), a.nodeExec(), a.nodeReplace(), &cobra.Command{
 		Use: "list", Short: "Show the nodes", Args: cobra.NoArgs,
 		RunE: a.with(func(cmd *cobra.Command, c *cluster.Cluster, _ []string) error {
