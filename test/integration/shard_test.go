@@ -13,6 +13,7 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -184,6 +185,32 @@ func TestDeletion(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Volumes that were kept of an earlier Database belong to nobody, though they have the labels: one made under the same name
+// starts empty, and takes only its own volumes along when it is deleted.
+func TestKeptVolumesOutliveTheNextDatabaseOfThatName(t *testing.T) {
+	b := newBed(t)
+	kept := &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Namespace: b.namespace, Name: "db-0-kept0", Labels: map[string]string{
+			v1alpha1.LabelDatabase: "db", v1alpha1.LabelShard: "db-0", v1alpha1.LabelComponent: v1alpha1.ComponentInstance,
+		}},
+		Spec: corev1.PersistentVolumeClaimSpec{
+			AccessModes: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce},
+			Resources:   corev1.VolumeResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}},
+		},
+	}
+	require.NoError(t, cluster.client.Create(b.ctx, kept))
+	b.operator("op")
+	db := b.database()
+	b.untilReady()
+	require.Len(t, b.claims(), 4)
+	b.delete(db)
+	b.until("the Database is gone", func() bool {
+		return apierrors.IsNotFound(cluster.client.Get(b.ctx, client.ObjectKeyFromObject(db), db))
+	})
+	b.until("its claims are gone", func() bool { return len(b.claims()) == 1 })
+	require.Nil(t, b.claims()[kept.Name].DeletionTimestamp)
 }
 
 func TestANameThatIsTakenIsNotTakenOver(t *testing.T) {

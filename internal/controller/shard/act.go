@@ -305,13 +305,13 @@ func endpoint(it *Instance) *agentpb.Endpoint {
 // resizeClaims asks for larger volumes when the spec does. A StorageClass that cannot is reported in an event; the
 // instances then get their size by being replaced.
 func (r *Reconciler) resizeClaims(ctx context.Context, shard *v1alpha1.Shard) error {
-	claims := &corev1.PersistentVolumeClaimList{}
-	if err := r.Client.List(ctx, claims, client.InNamespace(shard.Namespace), client.MatchingLabels(instanceSelector(shard.Name))); err != nil {
+	claims, err := r.claims(ctx, shard)
+	if err != nil {
 		return err
 	}
 	want := shard.Spec.Template.Storage.Size
-	for i := range claims.Items {
-		c := &claims.Items[i]
+	for i := range claims {
+		c := &claims[i]
 		have := c.Spec.Resources.Requests[corev1.ResourceStorage]
 		if have.Cmp(want) >= 0 || c.Status.Phase != corev1.ClaimBound || !c.DeletionTimestamp.IsZero() {
 			continue

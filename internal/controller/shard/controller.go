@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -248,16 +249,16 @@ func (r *Reconciler) finalize(ctx context.Context, shard *v1alpha1.Shard) (recon
 	}
 	log := logr.FromContextOrDiscard(ctx)
 	selector := []client.ListOption{client.InNamespace(shard.Namespace), client.MatchingLabels(instanceSelector(shard.Name))}
-	claims := &corev1.PersistentVolumeClaimList{}
-	if err := r.Client.List(ctx, claims, selector...); err != nil {
+	claims, err := r.claims(ctx, shard)
+	if err != nil {
 		return reconcile.Result{}, err
 	}
 	retain := shard.Spec.Template.DeletionPolicy == v1alpha1.DeletionPolicyRetainVolumes
 	if retain {
 		// Before any Pod goes, so that a crash in between cannot lose a volume to the garbage collector.
-		for i := range claims.Items {
-			if err := r.orphan(ctx, shard, &claims.Items[i]); err != nil {
-				return reconcile.Result{}, fmt.Errorf("keeping claim %s: %w", claims.Items[i].Name, err)
+		for i := range claims {
+			if err := r.orphan(ctx, shard, &claims[i]); err != nil {
+				return reconcile.Result{}, fmt.Errorf("keeping claim %s: %w", claims[i].Name, err)
 			}
 		}
 	}
@@ -281,8 +282,8 @@ func (r *Reconciler) finalize(ctx context.Context, shard *v1alpha1.Shard) (recon
 		return reconcile.Result{RequeueAfter: time.Second}, nil
 	}
 	if !retain {
-		for i := range claims.Items {
-			if err := client.IgnoreNotFound(r.Client.Delete(ctx, &claims.Items[i])); err != nil {
+		for i := range claims {
+			if err := client.IgnoreNotFound(r.Client.Delete(ctx, &claims[i])); err != nil {
 				return reconcile.Result{}, err
 			}
 		}
@@ -293,11 +294,18 @@ func (r *Reconciler) finalize(ctx context.Context, shard *v1alpha1.Shard) (recon
 	return reconcile.Result{}, client.IgnoreNotFound(r.Client.Update(ctx, shard))
 }
 
+// claims are the shard's own. Those kept of an earlier shard of the same name have its labels, and no owner: they are data that
+// somebody wanted to keep, and nobody's to touch.
+func (r *Reconciler) claims(ctx context.Context, shard *v1alpha1.Shard) ([]corev1.PersistentVolumeClaim, error) {
+	list := &corev1.PersistentVolumeClaimList{}
+	if err := r.Client.List(ctx, list, client.InNamespace(shard.Namespace), client.MatchingLabels(instanceSelector(shard.Name))); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(list.Items, func(c corev1.PersistentVolumeClaim) bool { return !metav1.IsControlledBy(&c, shard) }), nil
+}
+
 // orphan takes a claim out of the garbage collector's reach.
 func (r *Reconciler) orphan(ctx context.Context, shard *v1alpha1.Shard, claim *corev1.PersistentVolumeClaim) error {
-	if len(claim.OwnerReferences) == 0 {
-		return nil
-	}
 	patch := client.MergeFromWithOptions(claim.DeepCopy(), client.MergeFromWithOptimisticLock{})
 	claim.OwnerReferences = nil
 	if claim.Annotations == nil {
