@@ -145,10 +145,10 @@ type ApplicationSpec struct {
 
 // SchedulingSpec says where Pods may run. Spreading over nodes and zones is done anyway.
 type SchedulingSpec struct {
-	// NodeSelector for instances.
+	// NodeSelector for instances and gateways.
 	// +optional
 	NodeSelector map[string]string `json:"nodeSelector,omitempty"`
-	// Tolerations for instances.
+	// Tolerations for instances and gateways.
 	// +optional
 	// +kubebuilder:validation:MaxItems=32
 	Tolerations []corev1.Toleration `json:"tolerations,omitempty"`
@@ -168,7 +168,7 @@ type DatabaseStatus struct {
 	// ObservedGeneration is the generation of the spec this status answers to.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
-	// Conditions: Ready, Writable, Redundant, Progressing.
+	// Conditions: Ready, Writable, Redundant, Progressing, PlanHolds, Frozen.
 	// +optional
 	// +listType=map
 	// +listMapKey=type

@@ -1,4 +1,4 @@
-// Package v1alpha1 is the API of Theseus: what a user writes (Database, NodePolicy, Channel, Drill) and what the
+// Package v1alpha1 is the API of Theseus: what a user writes (Database, NodePolicy) and what the
 // controllers write down for each other and for people to read (Shard, Reparent, Replacement).
 //
 // Ages and time-outs are Go durations ("696h"), sizes are Kubernetes quantities, terms are int64 counted from 1.

@@ -100,7 +100,7 @@ type ShardStatus struct {
 	// ObservedGeneration is the generation of the spec this status answers to.
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
-	// Conditions: Ready, Writable, Redundant, Progressing.
+	// Conditions: Ready, Writable, Redundant, Progressing, PlanHolds, Frozen.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
