@@ -57,6 +57,7 @@ type Agent struct {
 
 	operators operators
 	loop      atomic.Int64 // unix ms at which the supervisor last went round
+	outgrown  atomic.Bool  // PostgreSQL has paused its replay: its primary has more of some setting
 }
 
 // live is what the agent knows and need not remember.

@@ -88,6 +88,10 @@ func (a *Agent) digest(obs postgres.Observation) (news bool) {
 
 // logLine is told of every line of PostgreSQL's log. A lost connection shows there first.
 func (a *Agent) logLine(line string) {
+	if strings.Contains(line, postgres.PausedForSettings) {
+		a.outgrown.Store(true)
+		a.reconsider()
+	}
 	for _, word := range []string{"FATAL:", "PANIC:", "WARNING:", "started streaming", "terminat"} {
 		if strings.Contains(line, word) {
 			a.lookAgain()

@@ -41,6 +41,9 @@ func (a *Agent) supervise(ctx context.Context) {
 	defer ticker.Stop()
 	for {
 		a.loop.Store(a.now().UnixMilli())
+		if a.outgrown.Swap(false) {
+			a.outgrow(ctx)
+		}
 		if a.shouldStart(a.snapshot()) {
 			a.startAgain(ctx)
 		}
@@ -51,6 +54,26 @@ func (a *Agent) supervise(ctx context.Context) {
 		case <-ticker.C():
 		case <-a.wake:
 		}
+	}
+}
+
+// outgrow stops a standby that has paused its replay because its primary has more of some setting. It is started again like
+// any that went down, with as much.
+func (a *Agent) outgrow(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	ctx, done, err := a.commands.begin(ctx, a.snapshot().Term, "restart")
+	if err != nil {
+		a.outgrown.Store(true)
+		return
+	}
+	defer done()
+	if a.isPrimary() || !a.pg.Running() {
+		return
+	}
+	a.log.Info("restarting PostgreSQL, because its primary has more of some setting")
+	if _, err := a.pg.Stop(ctx, postgres.Fast); err != nil {
+		a.log.Error("PostgreSQL does not stop", "error", err)
 	}
 }
 

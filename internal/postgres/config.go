@@ -45,6 +45,8 @@ type Config struct {
 	ServerName string
 	// Parameters are the user's; those Theseus owns are left out.
 	Parameters map[string]string
+	// least is what a standby must have of some settings: see floors.go.
+	least map[string]int
 	// MemoryLimit in bytes sizes shared_buffers (a quarter); 0 leaves PostgreSQL's default of 128 MB.
 	MemoryLimit int64
 }
@@ -92,7 +94,8 @@ func (c Config) static(volume uint64) string {
 			fmt.Fprintf(&b, "%s = %s\n", s.name, quote(s.value))
 		}
 	}
-	section("Defaults", c.defaults(volume))
+	defaults, owned := c.defaults(volume), c.ownedSettings(volume)
+	section("Defaults", defaults)
 	var user []setting
 	for _, name := range slices.Sorted(maps.Keys(c.Parameters)) {
 		if checkParameter(name, c.Parameters[name]) == "" {
@@ -100,7 +103,8 @@ func (c Config) static(volume uint64) string {
 		}
 	}
 	section("Asked for", user)
-	section("Owned by Theseus", c.ownedSettings(volume))
+	section("Owned by Theseus", owned)
+	section("As much as the primary has", raised(slices.Concat(defaults, user, owned), c.least))
 	fmt.Fprintf(&b, "\ninclude = %s\n", quote(filepath.Join(c.confDir(), "theseus.conf")))
 	return b.String()
 }

@@ -20,7 +20,9 @@ type Control struct {
 	// MinRecovery is where a standby's data files became consistent last; zero for a primary.
 	MinRecovery Position
 	Segment     uint64
-	Text        string
+	// Floors are settings of the primary that a standby must have as much of.
+	Floors map[string]int
+	Text   string
 }
 
 // Clean says that a primary wrote its shutdown checkpoint: its WAL ends right behind it.
@@ -73,7 +75,18 @@ func parseControl(text string) (Control, error) {
 	c.Segment = number("Bytes per WAL segment", 64)
 	c.Checkpoint = Position{LSN: position("Latest checkpoint location"), Timeline: uint32(number("Latest checkpoint's TimeLineID", 32))}
 	c.MinRecovery = Position{LSN: position("Minimum recovery ending location"), Timeline: uint32(number("Min recovery ending loc's timeline", 32))}
-	return c, err
+	if err != nil {
+		return c, err
+	}
+	c.Floors = map[string]int{}
+	for name, f := range floors {
+		if v, ok := values[f.control]; ok {
+			if c.Floors[name], err = strconv.Atoi(v); err != nil {
+				return c, fmt.Errorf("pg_controldata: %s: %w", f.control, err)
+			}
+		}
+	}
+	return c, nil
 }
 
 // ShutdownPosition is where the WAL of a cleanly stopped primary ends: behind its shutdown checkpoint.

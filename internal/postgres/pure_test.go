@@ -503,3 +503,15 @@ func TestForgettingTimelines(t *testing.T) {
 	}
 	require.Equal(t, []string{"000000010000000000000001", "00000003.history", "archive_status"}, kept)
 }
+
+func TestASettingIsRaisedToTheFloorOnly(t *testing.T) {
+	have := []setting{{"max_connections", "100"}, {"max_connections", " 300 "}, {"max_wal_senders", "24"}, {"max_worker_processes", "many"}}
+	require.Empty(t, raised(have, nil))
+	require.Equal(t, []setting{{"max_locks_per_transaction", "65"}, {"max_worker_processes", "4"}}, raised(have, map[string]int{
+		"max_connections": 300, "max_wal_senders": 10, "max_locks_per_transaction": 65, "max_worker_processes": 4,
+	}), "what is not set has PostgreSQL's default, and what is no number counts for nothing")
+	c := Config{Parameters: map[string]string{"max_connections": "50"}, least: map[string]int{"max_connections": 80}}
+	require.Contains(t, c.static(1<<30), "As much as the primary has\nmax_connections = '80'\n")
+	c.least = nil
+	require.NotContains(t, c.static(1<<30), "'80'")
+}

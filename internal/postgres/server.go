@@ -134,7 +134,14 @@ func (s *Server) Start(ctx context.Context, mode Mode, r Runtime) error {
 	if err := s.procs.KillWithin(ctx, s.conf.Data); err != nil {
 		return err
 	}
-	if err := s.prepare(mode, r); err != nil {
+	var least map[string]int
+	if mode == AsStandby {
+		var err error
+		if least, err = s.floorsOf(ctx); err != nil {
+			return err
+		}
+	}
+	if err := s.prepare(mode, r, least); err != nil {
 		return err
 	}
 	if err := s.launch(); err != nil {
@@ -144,12 +151,13 @@ func (s *Server) Start(ctx context.Context, mode Mode, r Runtime) error {
 }
 
 // prepare writes configuration and the files that decide the mode.
-func (s *Server) prepare(mode Mode, r Runtime) error {
+func (s *Server) prepare(mode Mode, r Runtime, least map[string]int) error {
 	s.mu.Lock()
 	s.runtime = r
 	s.sync = appliedAtStart(r.Sync)
 	s.mu.Unlock()
 	conf := s.config()
+	conf.least = least
 	if err := s.setGate(r.Upstream != nil); err != nil {
 		return err
 	}
