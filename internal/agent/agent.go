@@ -70,6 +70,8 @@ type live struct {
 	message     string
 	started     time.Time
 	cohort      *quorum.Cohort
+	cohortAt    time.Time    // when the cohort came into force
+	cohortSince postgres.LSN // the end of the WAL, first seen after that; 0 is not seen yet
 	obs         postgres.Observation
 	obsAt       time.Time
 	heard       map[string]heard // by standby
@@ -80,6 +82,10 @@ type live struct {
 	stopping    bool
 	lastFlushed postgres.Position
 }
+
+// use notes that the cohort is in force from now on. What a look had begun before says of the WAL is too old to count: a commit
+// may have been acknowledged under the cohort before in between.
+func (l *live) use(c *quorum.Cohort, now time.Time) { l.cohort, l.cohortAt, l.cohortSince = c, now, 0 }
 
 // New makes an agent of its configuration. stdout gets its own log (JSON) and PostgreSQL's (lines with a prefix). Neither
 // ever waits for it.
@@ -183,7 +189,7 @@ func (a *Agent) initialRole() {
 	}
 	if a.state.Primary != nil {
 		c := a.state.Primary.Cohort
-		a.live.cohort = &c
+		a.live.use(&c, a.now())
 	}
 }
 

@@ -86,7 +86,8 @@ func (a *Agent) bootstrap(ctx context.Context, req *agentpb.BootstrapRequest) er
 		return err
 	}
 	a.mu.Lock()
-	a.live.role, a.live.cohort, a.live.message = agentpb.Role_PRIMARY, cohort, ""
+	a.live.role, a.live.message = agentpb.Role_PRIMARY, ""
+	a.live.use(cohort, a.now())
 	a.mu.Unlock()
 	a.changed()
 	return nil

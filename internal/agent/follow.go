@@ -38,8 +38,17 @@ func (a *Agent) Follow(ctx context.Context, req *agentpb.FollowRequest) (*agentp
 	if err := lowerTerm(st.Term, req.GetTerm()); err != nil {
 		return nil, err
 	}
-	if st.Intent != 0 && req.GetTerm() > st.Term {
+	if st.Intent != 0 && st.Intent != req.GetTerm() {
 		if err := a.endIntent(ctx); err != nil {
+			return nil, failed(err)
+		}
+	}
+	if a.pg.Running() && !a.isPrimary() && (st.Follow == nil || *st.Follow != *whom) {
+		// Nothing more may come from the old upstream while its timelines are compared with the new one's.
+		if st.Follow != nil {
+			a.askTimeline(ctx, *st.Follow)
+		}
+		if err := a.pg.StopReceiver(ctx); err != nil {
 			return nil, failed(err)
 		}
 	}
@@ -107,6 +116,11 @@ func (s *State) follow(whom *Target, theirs map[uint32]uint64, own uint32) (stal
 	if s.Timelines == nil {
 		s.Timelines = map[uint32]uint64{}
 	}
+	if s.unattributed(own) {
+		// They may be anybody's: that the number is the same proves nothing.
+		s.Diverged = fmt.Sprintf("nobody said in which term timeline %d began here", own)
+		return nil, nil
+	}
 	for _, tli := range slices.Sorted(maps.Keys(theirs)) {
 		ours, known := s.Timelines[tli]
 		if known && ours != theirs[tli] {
@@ -117,6 +131,9 @@ func (s *State) follow(whom *Target, theirs map[uint32]uint64, own uint32) (stal
 			stale = append(stale, tli)
 		}
 		s.Timelines[tli] = theirs[tli]
+	}
+	if own != 0 { // what was only heard of others must not outlive them: the next primary may be promoted on the same number
+		maps.DeleteFunc(s.Timelines, func(tli uint32, _ uint64) bool { return tli > own && theirs[tli] == 0 })
 	}
 	return stale, nil
 }

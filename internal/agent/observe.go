@@ -56,18 +56,19 @@ func (a *Agent) look(ctx context.Context, observer *postgres.Observer) (seen boo
 	}
 	ctx, cancel := context.WithTimeout(ctx, observeTimeout)
 	defer cancel()
+	begun := a.now()
 	obs, err := observer.Observe(ctx)
 	if err != nil {
 		return false // the probes say what is wrong
 	}
-	if a.digest(obs) {
+	if a.digest(obs, begun) {
 		a.publish()
 	}
 	return true
 }
 
-// digest takes an observation in and says whether watchers should hear of it at once.
-func (a *Agent) digest(obs postgres.Observation) (news bool) {
+// digest takes an observation in that was begun at some time, and says whether watchers should hear of it at once.
+func (a *Agent) digest(obs postgres.Observation, begun time.Time) (news bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	l, now := &a.live, a.now()
@@ -81,6 +82,9 @@ func (a *Agent) digest(obs postgres.Observation) (news bool) {
 	}
 	if l.role == agentpb.Role_STOPPED && obs.InRecovery && a.pg.Running() && !l.stopping {
 		l.role, news = agentpb.Role_STANDBY, true // a start that took longer than somebody wanted to wait
+	}
+	if l.cohort != nil && l.cohortSince == 0 && !obs.InRecovery && begun.After(l.cohortAt) {
+		l.cohortSince, news = obs.Position.LSN, true
 	}
 	return news || before.Receiver.Streaming != obs.Receiver.Streaming || len(before.Peers) != len(obs.Peers) ||
 		before.Position.Timeline != obs.Position.Timeline

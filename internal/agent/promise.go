@@ -73,6 +73,10 @@ func (s *State) promise(term uint64) error {
 	if s.Primary != nil || s.Intent != 0 && s.Halted == "" {
 		s.Halted = "was promoted in an earlier term"
 	}
+	if s.Rewindable {
+		// It could not follow a primary that may never be established, and may hold the only copy of what was acknowledged.
+		s.Diverged, s.Rewindable = "", false
+	}
 	s.Term, s.Promised, s.Follow, s.Primary = term, term, nil, nil
 	return nil
 }
@@ -96,12 +100,20 @@ func (a *Agent) revoke(ctx context.Context) (*agentpb.PromiseReply, error) {
 		if err != nil {
 			return nil, err
 		}
+		// Whatever timeline an interrupted promotion has begun is its: the next one may pick the same number elsewhere.
+		begun := a.pg.NewestTimeline()
+		err = a.update(ctx, func(s *State) error {
+			s.attribute(begun)
+			if !control.WasPrimary() {
+				s.Halted = "" // it never left recovery: a standby like any other
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
 		if control.WasPrimary() {
 			return a.stoppedPosition(ctx, control, reply)
-		}
-		// An interrupted promotion that never left recovery: a standby like any other.
-		if err := a.update(ctx, func(s *State) error { s.Halted = ""; return nil }); err != nil {
-			return nil, err
 		}
 	}
 	if err := a.pg.StopReceiver(ctx); err != nil {

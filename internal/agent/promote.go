@@ -64,7 +64,7 @@ func (s *State) leads(term uint64) error {
 
 func (a *Agent) setCohort(c *quorum.Cohort) {
 	a.mu.Lock()
-	a.live.cohort = c
+	a.live.use(c, a.now())
 	a.mu.Unlock()
 	a.changed()
 }
@@ -158,7 +158,8 @@ func (a *Agent) promote(ctx context.Context, term uint64, cohort *quorum.Cohort)
 	steps.done("remembered")
 	a.log.Info("steps of the promotion", steps.took...)
 	a.mu.Lock()
-	a.live.role, a.live.established, a.live.draining, a.live.cohort, a.live.message = agentpb.Role_PRIMARY, false, false, cohort, ""
+	a.live.role, a.live.established, a.live.draining, a.live.message = agentpb.Role_PRIMARY, false, false, ""
+	a.live.use(cohort, a.now())
 	a.live.lastFlushed = pos
 	a.mu.Unlock()
 	a.changed()

@@ -81,7 +81,7 @@ func (a *Agent) status() *agentpb.Status {
 		SystemIdentifier: l.obs.System, PostgresVersion: l.obs.Version, Release: a.conf.Release, PostgresExit: l.exit,
 		Message: l.message, ShardEndpoints: endpoints(s.Endpoints),
 		WriteProbe: a.probes.write.status(), DiskProbe: a.probes.disk.status(), ConnectProbe: a.probes.connect.status(),
-		CommitProbe: a.probes.commit.status(),
+		CommitProbe: a.probes.commit.status(), CohortSinceLsn: uint64(l.cohortSince),
 	}
 	if st.Diverged && st.Message == "" {
 		st.Message = "diverged: " + s.Diverged

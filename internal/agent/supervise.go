@@ -134,6 +134,7 @@ func (a *Agent) start(ctx context.Context, mode postgres.Mode, r postgres.Runtim
 	a.mu.Lock()
 	a.live.exit, a.live.started = "", a.now()
 	a.live.obs = postgres.Observation{Identity: postgres.Identity{System: a.live.obs.System}}
+	a.live.use(a.live.cohort, a.now())
 	if err == nil {
 		a.live.role = agentpb.Role_STANDBY
 		if mode == postgres.AsPrimary {
@@ -210,7 +211,7 @@ func (a *Agent) resume(ctx context.Context, st State) error {
 		return err
 	}
 	a.mu.Lock()
-	a.live.cohort = &cohort
+	a.live.use(&cohort, a.now())
 	a.mu.Unlock()
 	if err := a.update(ctx, func(s *State) error { s.Fenced = ""; return nil }); err != nil {
 		return err

@@ -97,7 +97,7 @@ func (h *hop) handle(ctx context.Context, pooler net.Conn) {
 	defer end()
 	s := &session{hop: h, pooler: pooler, startup: startup, ready: make(chan struct{}), gone: end}
 	if looksUp(startup) {
-		s.lookup = &lookup{}
+		s.lookup = newLookup()
 	}
 	// Closing the pooler's side is what ends fromPooler, on every way out of here.
 	defer context.AfterFunc(ctx, func() { _ = pooler.Close() })()

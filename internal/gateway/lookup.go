@@ -9,8 +9,9 @@ import (
 
 // A client that logs in waits for PgBouncer to look its name up on the primary. When the primary is lost in that moment
 // PgBouncer turns the client away with "bouncer config error", although nothing of the client's was under way. So the
-// session that looks names up asks again on the next primary what the lost one has not begun to answer. It may: the
-// question is a read, always the same one, and nobody has heard any of the answer.
+// session that looks names up outlives its primary: it goes on with the next one, and asks there again what the lost one has
+// not begun to answer. It may: the question is a read, always the same one, and nobody has heard any of the answer. An
+// idle one outlives it too, for a question may be on its way.
 
 // looksUp reports whether a startup packet begins the session that looks names up.
 func looksUp(startup []byte) bool {
@@ -21,8 +22,11 @@ func looksUp(startup []byte) bool {
 type lookup struct {
 	mu       sync.Mutex
 	question []byte
-	answered bool // the server has begun to answer, or the question is too long to be one of a name
+	answered bool          // the server has begun to answer, or the question is too long to be one of a name
+	news     chan struct{} // has an element after a question was asked
 }
+
+func newLookup() *lookup { return &lookup{news: make(chan struct{}, 1)} }
 
 // maxQuestion bounds what is kept: a name has at most 63 bytes, the query and the protocol add some 200.
 const maxQuestion = 8 << 10
@@ -39,6 +43,10 @@ func (l *lookup) asked(b []byte) {
 		return
 	}
 	l.question = append(l.question, b...)
+	select {
+	case l.news <- struct{}{}:
+	default:
+	}
 }
 
 // heard notes that the server has said something; idle, that it has said all.
@@ -59,6 +67,13 @@ func (l *lookup) open() []byte {
 		return nil
 	}
 	return bytes.Clone(l.question)
+}
+
+// torn reports whether an answer has begun and not ended: nobody else can go on with it.
+func (l *lookup) torn() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.answered && len(l.question) > 0
 }
 
 // finishLogin reads what the server says to a login, which PgBouncer has heard from another server already.

@@ -45,11 +45,81 @@ func TestALookupIsPutToTheNextPrimary(t *testing.T) {
 			l.expect(server, query)
 			l.write(server, answer)
 			l.expect(pooler, answer)
-			l.route(Serve, 3, l.a) // idle now: PgBouncer has nobody waiting
-			sqlstate, _ := l.end(pooler)
-			require.Empty(t, sqlstate)
+			l.route(Serve, 3, l.a) // idle now
+			server, _ = l.a.next()
+			l.write(server, loggedIn)
+			l.write(pooler, query)
+			l.expect(server, query)
+			l.write(server, answer)
+			l.expect(pooler, answer)
 		})
 	}
+}
+
+// A server that ends says so to whoever has asked. That is no answer.
+func TestALookupIsNotAnsweredByTheEndOfItsServer(t *testing.T) {
+	answer := append(bytes.Clone(row), ready...)
+	end := errorMessage("57P01", "terminating connection due to unexpected postmaster exit", "")
+	for name, pieces := range map[string][][]byte{
+		"at once":                {end},
+		"in pieces":              {end[:3], end[3:20], end[20:]},
+		"after part of a row":    {row[:len(row)-1]},
+		"after a row, in one go": {append(bytes.Clone(row), end...)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newHopLab(t)
+			l.route(Serve, 1, l.a)
+			pooler, server := l.openLookup(l.a)
+			for _, piece := range pieces {
+				l.write(server, piece)
+			}
+			_ = server.Close()
+			l.route(Serve, 2, l.b)
+			server, _ = l.b.next()
+			l.write(server, loggedIn)
+			l.expect(server, query)
+			l.write(server, answer)
+			l.expect(pooler, answer)
+		})
+	}
+}
+
+// PgBouncer may ask in the very moment in which an idle session loses its server, or while there is none.
+func TestAnIdleSessionForLookupsOutlivesItsPrimary(t *testing.T) {
+	answer := append(bytes.Clone(row), ready...)
+	l := newHopLab(t)
+	l.route(Serve, 1, l.a)
+	pooler, server := l.openLookup(l.a)
+	l.write(server, answer)
+	l.expect(pooler, answer)
+	l.route(Hold, 1, l.a)
+	l.write(pooler, query)
+	l.route(Serve, 2, l.b)
+	server, _ = l.b.next()
+	l.write(server, loggedIn)
+	l.expect(server, query)
+	l.write(server, answer)
+	l.expect(pooler, answer)
+
+	_ = server.Close() // one backend has died, the primary lives
+	server, _ = l.b.next()
+	l.write(server, loggedIn)
+	l.write(pooler, query)
+	l.expect(server, query)
+}
+
+// With nobody waiting there is nobody to tell that there is no primary.
+func TestAnIdleSessionForLookupsEndsQuietly(t *testing.T) {
+	l := newHopLab(t)
+	l.hop.maxPause = 50 * time.Millisecond
+	l.route(Serve, 1, l.a)
+	pooler, server := l.openLookup(l.a)
+	answer := append(bytes.Clone(row), ready...)
+	l.write(server, answer)
+	l.expect(pooler, answer)
+	l.route(Hold, 1, l.a)
+	sqlstate, _ := l.end(pooler)
+	require.Empty(t, sqlstate)
 }
 
 func TestALookupThatIsHalfAnsweredIsNotAskedAgain(t *testing.T) {

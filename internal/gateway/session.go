@@ -40,7 +40,10 @@ func (s *session) run(ctx context.Context) {
 	s.up = up
 	close(s.ready)
 	f := s.follow(ctx, t, first, &framer{})
-	for ctx.Err() == nil && s.mayAskAgain(f) {
+	for ctx.Err() == nil && s.outlives(f) {
+		if !s.awaitNext(ctx, t) {
+			return
+		}
 		if t = s.askAgain(ctx); t == nil {
 			return
 		}
@@ -70,9 +73,36 @@ func (s *session) follow(ctx context.Context, t *target, first []byte, f *framer
 	return f
 }
 
-// mayAskAgain reports whether the connection that has ended owes the answer to a question that may be put to another server.
-func (s *session) mayAskAgain(f *framer) bool {
-	return s.lookup != nil && f.loggedIn && f.boundary() && len(s.lookup.open()) > 0
+// outlives reports whether the session may go on with another server: it looks names up, and no answer is torn.
+func (s *session) outlives(f *framer) bool {
+	return s.lookup != nil && f.loggedIn && f.fatal == nil && !s.lookup.torn()
+}
+
+// awaitNext waits, as long as nothing is asked, until there is a server to go on with after t. It returns false when the
+// session is over: PgBouncer has closed it, or there was no primary for so long that it may.
+func (s *session) awaitNext(ctx context.Context, t *target) bool {
+	limit := s.hop.clock.NewTimer(s.hop.maxPause)
+	defer limit.Stop()
+	late := s.hop.clock.NewTimer(newsDelay) // the route stands for longer than news takes: one backend has died
+	defer late.Stop()
+	same := false
+	for len(s.lookup.open()) == 0 {
+		now, _, changed := s.hop.gate.state()
+		if now != nil && (now != t || same) {
+			return true
+		}
+		select {
+		case <-s.lookup.news:
+		case <-changed:
+		case <-late.C():
+			same = true
+		case <-limit.C():
+			return false
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
 }
 
 // askAgain opens a connection to the next primary and puts the open question to it. It returns nil when the session is over.
@@ -111,7 +141,11 @@ func (s *session) handOver(up *upstream) error {
 	s.upMu.Lock()
 	defer s.upMu.Unlock()
 	s.up = up
-	_, err := up.Write(s.lookup.open())
+	question := s.lookup.open()
+	if len(question) == 0 {
+		return nil
+	}
+	_, err := up.Write(question)
 	return err
 }
 
@@ -258,6 +292,7 @@ func (s *session) carry(first []byte, f *framer) {
 	if !f.loggedIn {
 		_ = s.up.SetReadDeadline(time.Now().Add(loginTimeout))
 	}
+	var held []byte // of the answer to a lookup, what is no whole message yet
 	data, err := first, error(nil)
 	for {
 		if len(data) > 0 {
@@ -270,14 +305,16 @@ func (s *session) carry(first []byte, f *framer) {
 				s.hop.log.Error("the primary is in recovery", "address", s.up.RemoteAddr())
 				return
 			}
-			idle := f.transaction == 'I' && f.boundary()
-			if idle {
-				s.busy.Store(false)
+			if s.lookup != nil && was {
+				if f.ended && !s.lookup.torn() {
+					return // not PgBouncer's to hear: another server will answer
+				}
+				data, held = append(held, data...), nil
+				if !f.boundary() && f.fatal == nil && len(data) <= maxQuestion {
+					data, held = nil, data
+				}
 			}
-			if s.lookup != nil {
-				s.lookup.heard(idle)
-			}
-			if _, werr := s.pooler.Write(data); werr != nil {
+			if len(data) > 0 && !s.pass(data, f) {
 				return
 			}
 		}
@@ -288,6 +325,19 @@ func (s *session) carry(first []byte, f *framer) {
 		n, err = s.up.Read(buf)
 		data = buf[:n]
 	}
+}
+
+// pass hands PgBouncer what the server has said, and reports whether it took it.
+func (s *session) pass(data []byte, f *framer) bool {
+	idle := f.transaction == 'I' && f.boundary()
+	if idle {
+		s.busy.Store(false)
+	}
+	if s.lookup != nil {
+		s.lookup.heard(idle)
+	}
+	_, err := s.pooler.Write(data)
+	return err == nil
 }
 
 // fromPooler copies what PgBouncer says to the server. It reads even while there is no server, to notice that PgBouncer

@@ -121,6 +121,8 @@ type framer struct {
 	sqlstate string
 	// standby is true when the server said during the login that it is in recovery.
 	standby bool
+	// ended is true when the server said, after the login, that it ends the session.
+	ended bool
 }
 
 // boundary reports whether all messages so far are complete, so that one of our own may follow.
@@ -165,11 +167,16 @@ func (f *framer) inspects() bool {
 	switch f.head[0] {
 	case 'Z':
 		return f.left == 1
-	case 'E', 'S':
+	case 'E':
+		return f.left <= maxInspect
+	case 'S':
 		return !f.loggedIn && f.left <= maxInspect
 	}
 	return false
 }
+
+// isFatal says whether the severity of an error, which is not translated, ends the session.
+func isFatal(severity string) bool { return severity == "FATAL" || severity == "PANIC" }
 
 func (f *framer) done() {
 	switch {
@@ -177,6 +184,8 @@ func (f *framer) done() {
 		f.transaction, f.loggedIn = f.keep[0], true
 	case f.head[0] == 'E' && !f.loggedIn:
 		f.sqlstate = errorField(f.keep, 'C')
+	case f.head[0] == 'E':
+		f.transaction, f.ended = 0, f.ended || isFatal(errorField(f.keep, 'V'))
 	case f.head[0] == 'S' && !f.loggedIn:
 		f.standby = f.standby || string(f.keep) == "in_hot_standby\x00on\x00"
 	case f.head[0] != 'S' && f.head[0] != 'N' && f.head[0] != 'A':

@@ -235,7 +235,7 @@ func (c *agentClient) Bootstrap(ctx context.Context, req *agentpb.BootstrapReque
 		}
 		c.f.bootstraps[a.shard]++
 		a.st.Role, a.st.Term, a.st.Cohort = agentpb.Role_PRIMARY, req.GetTerm(), req.GetCohort()
-		a.st.Flushed = &agentpb.Position{WalTerm: req.GetTerm(), Lsn: 1 << 20, Timeline: 1}
+		a.st.Flushed, a.st.CohortSinceLsn = &agentpb.Position{WalTerm: req.GetTerm(), Lsn: 1 << 20, Timeline: 1}, 1<<20
 		a.st.TimelineTerms = []*agentpb.TimelineTerm{{Timeline: 1, Term: req.GetTerm()}}
 		a.st.SystemIdentifier = 42
 		return nil

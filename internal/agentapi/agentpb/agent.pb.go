@@ -747,9 +747,12 @@ type Status struct {
 	Clients          uint32 `protobuf:"varint,38,opt,name=clients,proto3" json:"clients,omitempty"`
 	OpenTransactions uint32 `protobuf:"varint,39,opt,name=open_transactions,json=openTransactions,proto3" json:"open_transactions,omitempty"`
 	// Why PostgreSQL is kept down until somebody says whom to follow; empty when it is not.
-	Halted        string `protobuf:"bytes,40,opt,name=halted,proto3" json:"halted,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Halted string `protobuf:"bytes,40,opt,name=halted,proto3" json:"halted,omitempty"`
+	// Where the WAL ended when the primary was first seen to use the cohort: measured after every process of PostgreSQL had
+	// begun to. Commits below it may have been acknowledged under the cohort before. 0 is not known yet.
+	CohortSinceLsn uint64 `protobuf:"varint,41,opt,name=cohort_since_lsn,json=cohortSinceLsn,proto3" json:"cohort_since_lsn,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Status) Reset() {
@@ -1060,6 +1063,13 @@ func (x *Status) GetHalted() string {
 		return x.Halted
 	}
 	return ""
+}
+
+func (x *Status) GetCohortSinceLsn() uint64 {
+	if x != nil {
+		return x.CohortSinceLsn
+	}
+	return 0
 }
 
 type WatchRequest struct {
@@ -2649,7 +2659,7 @@ const file_internal_agentapi_agentpb_agent_proto_rawDesc = "" +
 	"\x04Disk\x12\x1d\n" +
 	"\n" +
 	"size_bytes\x18\x01 \x01(\x04R\tsizeBytes\x12'\n" +
-	"\x0favailable_bytes\x18\x02 \x01(\x04R\x0eavailableBytes\"\xc6\f\n" +
+	"\x0favailable_bytes\x18\x02 \x01(\x04R\x0eavailableBytes\"\xf0\f\n" +
 	"\x06Status\x12\x14\n" +
 	"\x05shard\x18\x01 \x01(\tR\x05shard\x12\x1a\n" +
 	"\binstance\x18\x02 \x01(\tR\binstance\x12\x17\n" +
@@ -2694,7 +2704,8 @@ const file_internal_agentapi_agentpb_agent_proto_rawDesc = "" +
 	"\x16operator_heard_unix_ms\x18% \x01(\x03R\x13operatorHeardUnixMs\x12\x18\n" +
 	"\aclients\x18& \x01(\rR\aclients\x12+\n" +
 	"\x11open_transactions\x18' \x01(\rR\x10openTransactions\x12\x16\n" +
-	"\x06halted\x18( \x01(\tR\x06halted\"\xa5\x01\n" +
+	"\x06halted\x18( \x01(\tR\x06halted\x12(\n" +
+	"\x10cohort_since_lsn\x18) \x01(\x04R\x0ecohortSinceLsn\"\xa5\x01\n" +
 	"\fWatchRequest\x12\x18\n" +
 	"\awatcher\x18\x01 \x01(\tR\awatcher\x12C\n" +
 	"\x0fshard_endpoints\x18\x02 \x03(\v2\x1a.theseus.agent.v1.EndpointR\x0eshardEndpoints\x12\x12\n" +

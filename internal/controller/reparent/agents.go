@@ -238,7 +238,7 @@ func (a *agents) Follow(ctx context.Context, instance string, term uint64, prima
 	return a.call(ctx, instance, term, func(ctx context.Context, c agentpb.AgentClient) error {
 		r, err := c.Follow(ctx, req)
 		if err == nil && r.GetDiverged() {
-			return fmt.Errorf("%s has diverged: %s", instance, r.GetWhy())
+			return fmt.Errorf("%s: %w: %s", instance, reparent.ErrDiverged, r.GetWhy())
 		}
 		return err
 	})

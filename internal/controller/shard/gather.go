@@ -14,7 +14,6 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"theseus.dev/theseus/api/v1alpha1"
-	"theseus.dev/theseus/internal/agentapi/agentpb"
 	"theseus.dev/theseus/internal/names"
 	"theseus.dev/theseus/internal/observer"
 	"theseus.dev/theseus/internal/replacement"
@@ -31,10 +30,6 @@ type memory struct {
 	// expected are instances whose Pod was just made, until the cache shows it: it may lag behind our own writes, and
 	// what is missing from it must not be made twice.
 	expected map[string]time.Time
-	// inUse is the cohort the primary was last seen to use, with the process that used it, and where its WAL ended at
-	// first sight.
-	inUse      string
-	inUseSince uint64
 	// summarized is when the status was last written for numbers alone.
 	summarized time.Time
 	// known are the conditions that were last announced as events.
@@ -316,22 +311,6 @@ func (r *Reconciler) recall(s *State, m *memory) {
 	for _, since := range []map[string]time.Time{m.notStreamingSince, m.strandedSince} {
 		maps.DeleteFunc(since, func(name string, _ time.Time) bool { return s.instance(name) == nil })
 	}
-	if primary == nil {
-		return
-	}
-	if use := inUseKey(primary.Status); use != m.inUse {
-		m.inUse, m.inUseSince = use, primary.Status.GetFlushed().GetLsn()
-	}
-	s.InUseSince = m.inUseSince
-}
-
-// inUseKey tells apart the periods in which one process of PostgreSQL uses one cohort.
-func inUseKey(st *agentpb.Status) string {
-	c := cohortFromPB(st.GetCohort())
-	if c == nil {
-		return ""
-	}
-	return c.String() + "/" + st.GetBootId() + "/" + time.UnixMilli(st.GetPostgresStartedUnixMs()).UTC().String()
 }
 
 // reparenting reports whether a Reparent of the shard is not finished.

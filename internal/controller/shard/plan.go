@@ -2,6 +2,7 @@ package shard
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -224,7 +225,10 @@ func observe(s *State, p Params) cohort.Observed {
 	if primary == nil {
 		return o
 	}
-	use := &quorum.InUse{Since: s.InUseSince, Flushed: map[string]uint64{}}
+	use := &quorum.InUse{Since: primary.Status.GetCohortSinceLsn(), Flushed: map[string]uint64{}}
+	if use.Since == 0 {
+		use.Since = math.MaxUint64 // nobody can say yet what was acknowledged under the cohort before
+	}
 	if c := cohortFromPB(primary.Status.GetCohort()); c != nil {
 		use.Cohort = *c
 	}

@@ -41,7 +41,7 @@ func primaryOf(term uint64, established bool, c quorum.Cohort, peers ...string) 
 	return func(it *Instance) {
 		it.Status.Role, it.Status.Term, it.Status.Established = agentpb.Role_PRIMARY, term, established
 		it.Status.Cohort = agentapi.CohortToPB(&c)
-		it.Status.Flushed = &agentpb.Position{WalTerm: term, Lsn: 1000}
+		it.Status.Flushed, it.Status.CohortSinceLsn = &agentpb.Position{WalTerm: term, Lsn: 1000}, 1000
 		for _, p := range peers {
 			it.Status.Peers = append(it.Status.Peers, &agentpb.ReplicationPeer{Instance: p, State: "streaming", FlushedLsn: 1000, ReplayedLsn: 1000})
 		}
@@ -366,7 +366,17 @@ func TestNoVolumeIsDeletedWhileItMayBeNeeded(t *testing.T) {
 			w.Record.Cohorts = append(w.Record.Cohorts, next)
 			w.edit("a", primaryOf(3, true, next, "d"))
 			// The primary uses next, but d has not flushed what was written before.
-			w.InUseSince = 5000
+			w.edit("a", func(it *Instance) { it.Status.CohortSinceLsn = 5000 })
+			return w
+		}(),
+		"named by the old half of a change that has just come into force": func() *world {
+			w := healthy().edit("c", podGone).unheard("c").add("d", standbyOf(3, "a"))
+			next := cohortOf(3, "a", 1, "b", "d")
+			next.Revision = 1
+			w.Record.Cohorts = append(w.Record.Cohorts, next)
+			w.edit("a", primaryOf(3, true, next, "d"))
+			// What it says of positions may be from before: commits since then may be on c alone.
+			w.edit("a", func(it *Instance) { it.Status.CohortSinceLsn = 0 })
 			return w
 		}(),
 		"not redundant": func() *world {

@@ -72,8 +72,6 @@ type State struct {
 	// CannotCommitFor is how long the established primary has heard fewer members than a commit takes; 0 while it hears
 	// enough. What is heard right after a reparent is behind what is.
 	CannotCommitFor time.Duration
-	// InUse is where the primary's WAL ended when it was first seen to use the cohort it uses now.
-	InUseSince uint64
 	// NoGateway is true while clients are to come through gateways and none of them is ready to take them.
 	NoGateway bool
 	// Instances that have a Pod or a claim, oldest first.
