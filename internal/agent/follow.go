@@ -220,8 +220,10 @@ func (a *Agent) follow(ctx context.Context, whom *Target, rewind time.Duration) 
 			return &agentpb.FollowReply{Term: st.Term}, nil
 		}
 		a.log.Warn("diverged", "primary", whom.Instance, "why", why)
-		if _, err := a.pg.Stop(ctx, postgres.Fast); err != nil {
-			return nil, failed(err)
+		if rewind > 0 {
+			if _, err := a.pg.Stop(ctx, postgres.Fast); err != nil {
+				return nil, failed(err)
+			}
 		}
 		return a.rejoin(ctx, up, rewind, why)
 	}
@@ -285,26 +287,29 @@ func incompatible(system uint64, mine postgres.Position, primary postgres.Identi
 	return ""
 }
 
-// fitsStopped is fits for an instance whose PostgreSQL is down.
+// fitsStopped is fits for an instance whose PostgreSQL is down. Of a standby it is known where its data files are consistent
+// at the earliest: with a primary that lacks this it would not even start.
 func (a *Agent) fitsStopped(ctx context.Context, up postgres.Upstream) (why string, err error) {
 	control, err := a.pg.Control(ctx)
 	if err != nil {
 		return "", err
 	}
-	if !control.WasPrimary() {
-		return "", nil // a standby: streaming will show
-	}
-	pos, err := a.stoppedEnd(ctx, control)
-	if err != nil {
-		return fmt.Sprintf("it was a primary, and the end of its WAL cannot be read: %v", err), nil
+	pos := control.MinRecovery
+	if control.WasPrimary() {
+		if pos, err = a.stoppedEnd(ctx, control); err != nil {
+			return fmt.Sprintf("it was a primary, and the end of its WAL cannot be read: %v", err), nil
+		}
 	}
 	ask, cancel := context.WithTimeout(ctx, compareTimeout)
 	defer cancel()
 	id, history, err := a.pg.Ask(ask, up)
-	if err != nil {
-		return "", fmt.Errorf("cannot compare with %s: %w", up.Instance, err)
+	switch {
+	case err == nil && pos.LSN > 0:
+		return incompatible(control.System, pos, id, history), nil
+	case err == nil || !control.WasPrimary():
+		return "", nil // a standby: streaming will show what there is beyond, or what could not be asked
 	}
-	return incompatible(control.System, pos, id, history), nil
+	return "", fmt.Errorf("cannot compare with %s: %w", up.Instance, err)
 }
 
 // rejoin rewinds within its deadline, or gives the data up.
@@ -327,8 +332,7 @@ func (a *Agent) rejoin(ctx context.Context, up postgres.Upstream, deadline time.
 	}
 	if err != nil {
 		a.log.Warn("rewind failed", "error", err)
-		// The caller's time may be up as well; what happened has to be remembered all the same.
-		return a.diverged(context.WithoutCancel(ctx), fmt.Sprintf("%s; rewind: %v", why, err), false)
+		return a.diverged(ctx, fmt.Sprintf("%s; rewind: %v", why, err), false)
 	}
 	a.log.Info("rewound", "primary", up.Instance, "why", why, "took", took(begun))
 	if err := a.update(ctx, func(s *State) error { s.Rewinding = false; return nil }); err != nil {
@@ -338,8 +342,11 @@ func (a *Agent) rejoin(ctx context.Context, up postgres.Upstream, deadline time.
 	return a.startFollowing(ctx, up)
 }
 
-// diverged remembers that the data is of no use any more, unless it can be rewound.
+// diverged remembers that the data is of no use any more, unless it can be rewound. It does so also when the caller has gone
+// by now: what is not remembered would be started again and again.
 func (a *Agent) diverged(ctx context.Context, why string, rewindable bool) (*agentpb.FollowReply, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), quickLimit)
+	defer cancel()
 	if _, err := a.pg.Stop(ctx, postgres.Immediate); err != nil {
 		a.log.Error("a diverged PostgreSQL does not stop", "error", err)
 	}

@@ -124,3 +124,45 @@ func TestAnInterruptedSeeding(t *testing.T) {
 	require.NoError(t, err)
 	b.streaming("a")
 }
+
+// A standby that was stopped with more than its new primary has cannot even start: that has to be noticed before, or it
+// would be tried for ever.
+func TestAStoppedStandbyThatIsAheadHasDiverged(t *testing.T) {
+	s := newShard(t, "a", "b", "c")
+	a, b, c := s.nodes["a"], s.nodes["b"], s.nodes["c"]
+	s.bootstrap("a", "b", "c")
+	s.watchAll(func(*agentpb.Status) {})
+	ctx := minute(t)
+	_, err := c.client.Promise(ctx, &agentpb.PromiseRequest{Term: 2})
+	require.NoError(t, err)
+	conn, err := s.app(ctx, a)
+	require.NoError(t, err)
+	_, err = conn.Exec(ctx, "CREATE TABLE beyond (i int)") // b has it, c does not
+	require.NoError(t, err)
+	end := a.status().GetFlushed().GetLsn()
+	b.eventually("has replayed it", func(st *agentpb.Status) bool { return st.GetReplayedLsn() >= end })
+	require.NoError(t, syscall.Kill(b.cmd.Process.Pid, syscall.SIGSTOP)) // or it would start PostgreSQL again
+	require.NoError(t, syscall.Kill(b.postmaster(), syscall.SIGINT))
+	pid := filepath.Join(b.conf.DataDir, "pgdata", "postmaster.pid")
+	require.Eventually(t, func() bool { _, err := os.Stat(pid); return os.IsNotExist(err) }, 20*time.Second, 10*time.Millisecond)
+	b.kill()
+	b.remember(func(st *State) { st.Halted = "test" })
+	_, err = c.client.Promote(ctx, &agentpb.PromoteRequest{Term: 2, Cohort: &agentpb.Cohort{Term: 2, Primary: "c"}})
+	require.NoError(t, err)
+	b.start()
+	order := &agentpb.FollowRequest{Term: 2, Primary: c.endpoint(), TimelineTerms: c.status().GetTimelineTerms()}
+	r, err := b.client.Follow(ctx, order)
+	require.NoError(t, err)
+	require.True(t, r.GetDiverged())
+
+	// Nobody has tried to rewind it: its log is whole, and may be the only copy of something.
+	p, err := b.client.Promise(ctx, &agentpb.PromiseRequest{Term: 3})
+	require.NoError(t, err)
+	require.EqualValues(t, 1, p.GetFlushed().GetWalTerm())
+	require.GreaterOrEqual(t, p.GetFlushed().GetLsn(), end)
+	order.Term, order.RewindTimeoutMs = 3, 20000
+	r, err = b.client.Follow(ctx, order)
+	require.NoError(t, err)
+	require.False(t, r.GetDiverged(), r.GetWhy())
+	b.streaming("c")
+}

@@ -109,8 +109,10 @@ func (r *run) revoke(ctx context.Context) (choice, error) {
 				return Enough
 			case ch.cohort.Primary == r.old:
 				return All // the last choice, while there are others
+			case r.prefer != "" && r.req.Kind == Planned:
+				return All // it was alive a moment ago, and has what the old primary wrote last, which others may lack: they would diverge
 			case r.prefer != "":
-				return 4 * r.lim.Grace // it was alive a moment ago, and another choice costs a store
+				return 4 * r.lim.Grace // another choice costs a store
 			}
 			return r.lim.Grace
 		})
