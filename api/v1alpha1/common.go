@@ -12,6 +12,9 @@ const (
 	LabelComponent = "theseus.dev/component"
 	// LabelRole is RolePrimary or RoleStandby on instances; it follows the truth and is never its source.
 	LabelRole = "theseus.dev/role"
+	// AnnotationShardUID on a claim is the UID of the Shard whose instance it belongs to. Claims have no owner reference: who
+	// deletes a Database in the foreground would have the garbage collector delete volumes that are to be kept.
+	AnnotationShardUID = "theseus.dev/shard-uid"
 	// LabelReplacement is the Replacement something was made for: a surge's Pod and claim, a Reparent.
 	LabelReplacement = "theseus.dev/replacement"
 	// LabelSettled is on the Pods that keep others of their shard off their node: all but a surge that has no node yet,

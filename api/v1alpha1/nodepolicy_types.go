@@ -77,8 +77,9 @@ type MachineWebhookSpec struct {
 	// as a bearer token), and `ca.crt` (whom to trust), all optional.
 	// +optional
 	SecretName string `json:"secretName,omitempty"`
-	// Timeout of one request. Default 30s.
+	// Timeout of one request. At least 1s, at most 5m. Default 30s.
 	// +kubebuilder:default="30s"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('5m')",message="spec.machine.webhook.timeout must be between 1s and 5m"
 	Timeout metav1.Duration `json:"timeout,omitzero"`
 }
 

@@ -25,6 +25,7 @@ type ReparentSpec struct {
 	Shard string `json:"shard"`
 	// Term this reparent opens: the shard's status.term plus one. Creating the object takes the lock for that term.
 	// +kubebuilder:validation:Minimum=2
+	// +kubebuilder:validation:Maximum=1000000000000
 	Term int64 `json:"term"`
 	// Kind of the reparent. Default Planned.
 	// +kubebuilder:default=Planned
@@ -46,8 +47,9 @@ type ReparentSpec struct {
 	// +kubebuilder:validation:Pattern=`^[A-Z][A-Za-z]*$`
 	// +kubebuilder:validation:MaxLength=63
 	Reason string `json:"reason,omitempty"`
-	// DrainTimeout is how long open transactions may take to finish in a planned reparent. Default 3s.
+	// DrainTimeout is how long open transactions may take to finish in a planned reparent. At most 1m. Default 3s.
 	// +kubebuilder:default="3s"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('0s') && duration(self) <= duration('1m')",message="spec.drainTimeout must be between 0s and 1m"
 	DrainTimeout metav1.Duration `json:"drainTimeout,omitzero"`
 }
 

@@ -226,12 +226,13 @@ func (a *Account) capacity(r Request, c class) Verdict {
 	return allowed
 }
 
-// FrozenZones are the zones in which surges fail for want of capacity, with a sentence each: what the lifetime planner
-// needs to say that its plan does not hold.
+// FrozenZones are the zones in which surges have failed for want of capacity lately, with a sentence each: what the lifetime
+// planner needs to say that its plan does not hold. It asks for nothing there, so a freeze that never ended would let
+// nobody find out that there is room again.
 func (a *Account) FrozenZones() map[string]string {
 	out := map[string]string{}
 	for name, z := range a.zones {
-		if z.failed.After(z.got) {
+		if z.failed.After(z.got) && a.now.Before(z.failed.Add(a.limits.ZoneFreeze)) {
 			out[name] = fmt.Sprintf("no capacity in zone %q since %s", name, z.failed.UTC().Format(time.DateTime))
 		}
 	}

@@ -216,6 +216,9 @@ func TestFrozenZones(t *testing.T) {
 	e.NoCapacity = ago(time.Minute)
 	a := New([]Entry{e}, nil, Fleet{Instances: 30}, Limits{}, now)
 	require.Contains(t, a.FrozenZones()["a"], "no capacity")
+	old := e
+	old.NoCapacity = ago(3 * time.Hour)
+	require.Empty(t, New([]Entry{old}, nil, Fleet{Instances: 30}, Limits{}, now).FrozenZones(), "somebody has to find out that there is room again")
 	e.GotMachine = now
 	require.Empty(t, New([]Entry{e}, nil, Fleet{Instances: 30}, Limits{}, now).FrozenZones())
 }

@@ -61,6 +61,8 @@ type Limits struct {
 	StormMinimum  int
 	// CapacityRetry is the time between two probes of a zone without capacity. Default 10m.
 	CapacityRetry time.Duration
+	// ZoneFreeze is for how long after the last failure nothing is even asked for in such a zone for its age. Default 2h.
+	ZoneFreeze time.Duration
 	// RateWindow over which PerHour is measured. Default 1h.
 	RateWindow time.Duration
 }
@@ -93,6 +95,7 @@ func (l Limits) withDefaults(fleet Fleet) Limits {
 	}
 	duration(&l.StormWindow, time.Hour)
 	duration(&l.CapacityRetry, 10*time.Minute)
+	duration(&l.ZoneFreeze, 2*time.Hour)
 	duration(&l.RateWindow, time.Hour)
 	return l
 }

@@ -267,6 +267,7 @@ func (c *agentClient) Configure(ctx context.Context, req *agentpb.ConfigureReque
 			return status.Error(codes.FailedPrecondition, "an older revision")
 		}
 		a.st.Cohort = req.GetCohort()
+		a.st.CohortSinceLsn = a.st.GetFlushed().GetLsn()
 		return nil
 	}))
 }
@@ -340,6 +341,7 @@ func (c *agentClient) Promote(ctx context.Context, req *agentpb.PromoteRequest, 
 		}
 		a.source, a.st.Receiver = "", nil
 		a.st.Role, a.st.Term, a.st.Cohort, a.st.Established = agentpb.Role_PRIMARY, req.GetTerm(), req.GetCohort(), false
+		a.st.CohortSinceLsn = a.st.GetFlushed().GetLsn()
 		a.st.Flushed = &agentpb.Position{WalTerm: req.GetTerm(), Lsn: a.st.Flushed.GetLsn() + 8, Timeline: a.st.Flushed.GetTimeline() + 1}
 		a.st.TimelineTerms = append(a.st.TimelineTerms, &agentpb.TimelineTerm{Timeline: a.st.Flushed.Timeline, Term: req.GetTerm()})
 		st = proto.Clone(a.st).(*agentpb.Status)

@@ -76,6 +76,8 @@ func TestABadDatabaseIsRefusedWithAClearMessage(t *testing.T) {
 		"unknown major":       {set("spec/postgres/major", 12), "Unsupported value: 12"},
 		"too old":             {set("spec/lifetime/maxAge", "720h"), "must be between 1m and 696h (29 days): nothing gets older here"},
 		"too short a pause":   {set("spec/gateway/maxPause", "10ms"), "spec.gateway.maxPause must be between 1s and 5m"},
+		"no duration":         {set("spec/lifetime/alwaysFailover", "7d"), "spec.lifetime.alwaysFailover"},
+		"failing over always": {set("spec/lifetime/alwaysFailover", "1s"), "spec.lifetime.alwaysFailover must be at least 1m"},
 		"reserved role":       {set("spec/application/owner", "theseus_x"), "those roles are taken"},
 		"reserved database":   {set("spec/application/database", "postgres"), "must not be one of PostgreSQL's own databases"},
 		"relaxed durability":  {set("spec/durability", "Off"), `Unsupported value: "Off"`},
@@ -89,6 +91,41 @@ func TestABadDatabaseIsRefusedWithAClearMessage(t *testing.T) {
 			db := minimal()
 			c.edit(db)
 			out, err := apply(t, ns, db)
+			require.Error(t, err, out)
+			require.Contains(t, out, c.want)
+		})
+	}
+}
+
+// One object that the operator cannot read would keep it from seeing any other of the kind.
+func TestWhatTheOperatorCouldNotReadIsRefused(t *testing.T) {
+	ns := namespace(t)
+	object := func(kind, name string, spec map[string]any) map[string]any {
+		return map[string]any{"apiVersion": v1alpha1.GroupVersion.String(), "kind": kind, "metadata": map[string]any{"name": name}, "spec": spec}
+	}
+	reparent := func(field string, v any) map[string]any {
+		o := object("Reparent", "db-0-2", map[string]any{"shard": "db-0", "term": 2})
+		set("spec/"+field, v)(o)
+		return o
+	}
+	policy := func(timeout string) map[string]any {
+		return object("NodePolicy", "p-"+ns, map[string]any{
+			"selector": map[string]any{}, "machine": map[string]any{"provider": "Webhook", "webhook": map[string]any{"url": "https://x", "timeout": timeout}},
+		})
+	}
+	for name, c := range map[string]struct {
+		object map[string]any
+		want   string
+	}{
+		"a number":            {reparent("drainTimeout", "5"), "spec.drainTimeout"},
+		"days":                {reparent("drainTimeout", "7d"), "spec.drainTimeout"},
+		"too long":            {reparent("drainTimeout", "1h"), "spec.drainTimeout must be between 0s and 1m"},
+		"the last of terms":   {reparent("term", int64(1)<<62), "spec.term"},
+		"a policy's time-out": {policy("3sec"), "spec.machine.webhook.timeout"},
+		"no time-out at all":  {policy("0s"), "spec.machine.webhook.timeout must be between 1s and 5m"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, err := apply(t, ns, c.object)
 			require.Error(t, err, out)
 			require.Contains(t, out, c.want)
 		})

@@ -2,6 +2,7 @@ package lifetime
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -54,6 +55,7 @@ const (
 // Start implements manager.Runnable.
 func (e *Expiry) Start(ctx context.Context) error {
 	log := logf.FromContext(ctx).WithName("lifetime")
+	defer forgetMetrics()
 	for {
 		next, err := e.look(ctx)
 		if err != nil && ctx.Err() == nil {
@@ -75,26 +77,23 @@ func (e *Expiry) look(ctx context.Context) (time.Duration, error) {
 		return 0, err
 	}
 	next := longest
+	var failed error // of one namespace, which must not keep the others waiting
 	perHour, told := 0.0, map[types.NamespacedName][]metav1.Condition{}
 	for _, p := range w.plans() {
 		perHour += p.Rate
-		if err := e.ask(ctx, w, &p); err != nil {
-			return 0, err
-		}
+		failed = errors.Join(failed, e.ask(ctx, w, &p))
 		p.tell(w, told)
 		next = min(next, p.next(w.now))
 	}
 	led, err := e.failOver(ctx, w)
-	if err != nil {
-		return 0, err
-	}
+	failed = errors.Join(failed, err)
 	e.publish(told, perHour)
 	e.measure(w)
-	return max(min(next, led), shortest), nil
+	return max(min(next, led), shortest), failed
 }
 
 // ask asks for the replacement of the instances that are due.
-func (e *Expiry) ask(ctx context.Context, w *world, p *plan) error {
+func (e *Expiry) ask(ctx context.Context, w *world, p *plan) (failed error) {
 	for _, s := range p.Due() {
 		in := p.instances[s.Index]
 		if in.asked {
@@ -105,16 +104,17 @@ func (e *Expiry) ask(ctx context.Context, w *world, p *plan) error {
 			Message: fmt.Sprintf("it reaches its maximum age of %s at %s", p.maxAge, s.Deadline.UTC().Format(time.DateTime)),
 		})
 		if err != nil {
-			return err
+			failed = errors.Join(failed, fmt.Errorf("%s/%s: %w", in.shard.Namespace, in.name, err))
+			continue
 		}
 		if rp != nil {
 			e.Recorder.Eventf(in.shard, rp, corev1.EventTypeNormal, "Expiring", "Expire", "Instance %s: %s", in.name, rp.Spec.Message)
 		}
 		if w.asked++; w.asked >= atOnce {
-			return nil // the others at the next look
+			break // the others at the next look
 		}
 	}
-	return nil
+	return failed
 }
 
 // atOnce bounds what is asked for in one look, after an outage. The ledger lets far fewer through.

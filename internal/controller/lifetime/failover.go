@@ -2,6 +2,7 @@ package lifetime
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -19,7 +20,7 @@ const reasonAlways = "AlwaysFailover"
 
 // failOver asks for a planned reparent of the shards that have had the same primary for as long as they may. What is not
 // in good health waits, and so does what is being replaced: that may well bring a reparent of its own.
-func (e *Expiry) failOver(ctx context.Context, w *world) (time.Duration, error) {
+func (e *Expiry) failOver(ctx context.Context, w *world) (next time.Duration, failed error) {
 	byPeriod := map[time.Duration][]*v1alpha1.Shard{}
 	for i := range w.shards {
 		t := &w.shards[i].Spec.Template
@@ -27,7 +28,7 @@ func (e *Expiry) failOver(ctx context.Context, w *world) (time.Duration, error) 
 			byPeriod[p.Duration] = append(byPeriod[p.Duration], &w.shards[i])
 		}
 	}
-	next := longest
+	next = longest
 	for period, shards := range byPeriod {
 		led := make([]lifetime.Led, len(shards))
 		for i, sh := range shards {
@@ -40,11 +41,11 @@ func (e *Expiry) failOver(ctx context.Context, w *world) (time.Duration, error) 
 				continue
 			}
 			if err := e.reparent(ctx, sh, period); err != nil {
-				return 0, err
+				failed = errors.Join(failed, err)
 			}
 		}
 	}
-	return next, nil
+	return next, failed
 }
 
 // since is when the shard got its primary.

@@ -198,7 +198,7 @@ func TestAFreezeKeepsEverythingAndSaysSo(t *testing.T) {
 		}, "were condemned"},
 		"a zone without machines": {func(tn *town) {
 			for _, z := range []string{"z0", "z1", "z2"} {
-				tn.entries = append(tn.entries, ledger.Entry{Shard: "x", Instance: z, Zone: z, Started: start, NoCapacity: start.Add(time.Minute)})
+				tn.entries = append(tn.entries, ledger.Entry{Shard: "x", Instance: z, Zone: z, Started: start, NoCapacity: start.Add(time.Hour)})
 			}
 		}, "no capacity"},
 	} {

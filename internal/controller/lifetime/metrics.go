@@ -36,6 +36,15 @@ func init() {
 	metrics.Registry.MustRegister(oldest, missedTotal, overdue, frozen, frozenZones, perHour, inFlight)
 }
 
+// forgetMetrics ends what the leader says: a replica that leads no longer knows nothing of it.
+func forgetMetrics() {
+	oldest.Reset()
+	inFlight.Reset()
+	for _, g := range []prometheus.Gauge{overdue, frozen, frozenZones, perHour} {
+		g.Set(0)
+	}
+}
+
 // measure sets the metrics.
 func (e *Expiry) measure(w *world) {
 	oldest.Reset()

@@ -327,5 +327,7 @@ func TestAPodThatIsBeingDeletedNeedsItsNode(t *testing.T) {
 	} {
 		p := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{DeletionTimestamp: tt.deleting}, Status: corev1.PodStatus{Phase: tt.phase}}
 		require.Equal(t, tt.want, occupies(p), "%s %v", tt.phase, tt.deleting)
+		p.Labels = map[string]string{v1alpha1.LabelComponent: v1alpha1.ComponentInstance}
+		require.True(t, occupies(p), "the volume of an instance may be there")
 	}
 }

@@ -84,10 +84,11 @@ func (w *world) place(pods []corev1.Pod) {
 }
 
 // occupies reports whether the node is still needed for the Pod. One that is being deleted needs it to the end, even though
-// its containers have ended: only the kubelet says that it is gone, and takes its volume off.
+// its containers have ended: only the kubelet says that it is gone, and takes its volume off. An instance needs it even when its
+// Pod has ended: the volume may be on the node, and the only copy.
 func occupies(p *corev1.Pod) bool {
 	ended := p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded
-	return !ended || p.DeletionTimestamp != nil
+	return !ended || p.DeletionTimestamp != nil || p.Labels[v1alpha1.LabelComponent] == v1alpha1.ComponentInstance
 }
 
 // sel finds the policy's nodes. Those that another policy selects as well are nobody's; a rotation that has begun goes on.

@@ -95,7 +95,7 @@ func (r *Reconciler) deleteVolume(ctx context.Context, w *world, name string) er
 	if err := r.Live.Get(ctx, client.ObjectKey{Namespace: w.shard.Namespace, Name: name}, claim); err != nil {
 		return client.IgnoreNotFound(err)
 	}
-	if !metav1.IsControlledBy(claim, w.shard) || !claim.DeletionTimestamp.IsZero() {
+	if !shard.OwnsClaim(w.shard, claim) || !claim.DeletionTimestamp.IsZero() {
 		return nil
 	}
 	if err := shard.Retire(ctx, r.Client, client.ObjectKeyFromObject(w.shard), name); err != nil {

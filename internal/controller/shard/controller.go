@@ -22,6 +22,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/recorder"
 	"sigs.k8s.io/controller-runtime/pkg/source"
@@ -71,10 +72,14 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 	if err := mgr.Add(&stopper{r}); err != nil {
 		return err
 	}
+	if err := mgr.Add(manager.RunnableFunc(forgetMetrics)); err != nil {
+		return err
+	}
 	return ctrl.NewControllerManagedBy(mgr).Named("shard").
 		For(&v1alpha1.Shard{}).
-		Owns(&corev1.Pod{}).Owns(&corev1.PersistentVolumeClaim{}).Owns(&corev1.Secret{}).Owns(&corev1.Service{}).
+		Owns(&corev1.Pod{}).Owns(&corev1.Secret{}).Owns(&corev1.Service{}).
 		Owns(&policyv1.PodDisruptionBudget{}).Owns(&appsv1.Deployment{}).
+		Watches(&corev1.PersistentVolumeClaim{}, handler.EnqueueRequestsFromMapFunc(shardOf)).
 		Watches(&v1alpha1.Reparent{}, handler.EnqueueRequestsFromMapFunc(shardOf)).
 		Watches(&v1alpha1.Replacement{}, handler.EnqueueRequestsFromMapFunc(shardOf)).
 		Watches(&corev1.Secret{}, handler.EnqueueRequestsFromMapFunc(r.shardsOfAuthority)).
@@ -89,6 +94,8 @@ func shardOf(_ context.Context, o client.Object) []reconcile.Request {
 	switch o := o.(type) {
 	case *v1alpha1.Reparent:
 		name = o.Spec.Shard
+	case *corev1.PersistentVolumeClaim:
+		name = o.Labels[v1alpha1.LabelShard]
 	case *v1alpha1.Replacement:
 		name = o.Spec.Shard
 	}
@@ -301,16 +308,17 @@ func (r *Reconciler) claims(ctx context.Context, shard *v1alpha1.Shard) ([]corev
 	if err := r.Client.List(ctx, list, client.InNamespace(shard.Namespace), client.MatchingLabels(instanceSelector(shard.Name))); err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(list.Items, func(c corev1.PersistentVolumeClaim) bool { return !metav1.IsControlledBy(&c, shard) }), nil
+	return slices.DeleteFunc(list.Items, func(c corev1.PersistentVolumeClaim) bool { return !OwnsClaim(shard, &c) }), nil
 }
 
-// orphan takes a claim out of the garbage collector's reach.
+// orphan makes a claim nobody's.
 func (r *Reconciler) orphan(ctx context.Context, shard *v1alpha1.Shard, claim *corev1.PersistentVolumeClaim) error {
 	patch := client.MergeFromWithOptions(claim.DeepCopy(), client.MergeFromWithOptimisticLock{})
 	claim.OwnerReferences = nil
 	if claim.Annotations == nil {
 		claim.Annotations = map[string]string{}
 	}
+	delete(claim.Annotations, v1alpha1.AnnotationShardUID)
 	// Whoever restores from it wants to know which of the volumes has everything.
 	claim.Annotations["theseus.dev/retained-from"] = shard.Namespace + "/" + shard.Name
 	claim.Annotations["theseus.dev/retained-primary"] = shard.Status.Primary

@@ -122,7 +122,7 @@ func gatherObjects(ctx context.Context, read, nodes client.Reader, shard *v1alph
 	bound := map[string]bool{}
 	for i := range claims.Items {
 		c := &claims.Items[i]
-		if !metav1.IsControlledBy(c, shard) {
+		if !OwnsClaim(shard, c) {
 			continue
 		}
 		byName[c.Name] = &Instance{

@@ -48,14 +48,18 @@ func ours(ctx context.Context, c client.Client, shard *v1alpha1.Shard, claim *co
 	if err := c.Get(ctx, client.ObjectKeyFromObject(claim), have); err != nil {
 		return apierrors.IsNotFound(err) // made a moment ago; the cache does not show it yet
 	}
-	return metav1.IsControlledBy(have, shard) && have.Labels[v1alpha1.LabelReplacement] == replacement
+	return OwnsClaim(shard, have) && have.Labels[v1alpha1.LabelReplacement] == replacement
 }
 
 func createClaim(ctx context.Context, c client.Client, shard *v1alpha1.Shard, claim *corev1.PersistentVolumeClaim) error {
-	if err := controllerutil.SetControllerReference(shard, claim, c.Scheme()); err != nil {
-		return err
-	}
+	claim.Annotations = map[string]string{v1alpha1.AnnotationShardUID: string(shard.UID)}
 	return c.Create(ctx, claim)
+}
+
+// OwnsClaim reports whether the claim belongs to an instance of this very shard. One that was kept of an earlier shard of the
+// same name has its labels, and is nobody's to touch.
+func OwnsClaim(shard *v1alpha1.Shard, claim *corev1.PersistentVolumeClaim) bool {
+	return claim.Annotations[v1alpha1.AnnotationShardUID] == string(shard.UID) && shard.UID != "" || metav1.IsControlledBy(claim, shard)
 }
 
 // createPod makes the Pod unless it exists: made by the reconcile before this one, and the cache does not show it yet.

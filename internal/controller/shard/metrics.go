@@ -1,6 +1,8 @@
 package shard
 
 import (
+	"context"
+
 	"github.com/prometheus/client_golang/prometheus"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -29,6 +31,15 @@ func measure(key types.NamespacedName, conditions []metav1.Condition, ready int)
 		conditionGauge.WithLabelValues(key.Namespace, key.Name, c.Type).Set(v)
 	}
 	readyGauge.WithLabelValues(key.Namespace, key.Name).Set(float64(ready))
+}
+
+// forgetMetrics ends the metrics of every shard: a replica that leads no longer knows nothing of them, and its last word would
+// hide what the leader says.
+func forgetMetrics(ctx context.Context) error {
+	<-ctx.Done()
+	conditionGauge.Reset()
+	readyGauge.Reset()
+	return nil
 }
 
 // unmeasure ends the metrics of a shard that is gone.

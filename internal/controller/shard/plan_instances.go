@@ -190,14 +190,22 @@ func planRestart(s *State, p Params, it *Instance) *Action {
 	switch {
 	case it.Terminating && it.StuckFor >= p.StuckAfter && s.NoPrimaryFor >= p.RestartAfter && named:
 		return stuck(it)
-	case !it.gone() || it.ClaimTerminating || !named:
+	case !it.gone() && (!it.Failed || it.Terminating) || it.ClaimTerminating || !named:
 		return nil
 	case primary == nil && (s.Wanted == 1 || s.NoPrimaryFor >= p.RestartAfter) && !s.Reparenting:
-		return &Action{Verb: RestartInstance, Instance: it.Name, Why: "there is no primary and its volume may be needed"}
+		return restart(it, "there is no primary and its volume may be needed")
 	case primary != nil && c.Has(it.Name) && s.CannotCommitFor >= p.CannotCommitAfter:
-		return &Action{Verb: RestartInstance, Instance: it.Name, Why: "the primary cannot commit without it"}
+		return restart(it, "the primary cannot commit without it")
 	}
 	return nil
+}
+
+// restart makes the Pod again. One that has ended (evicted, refused by its kubelet) is in the way until it is deleted.
+func restart(it *Instance, why string) *Action {
+	if !it.gone() {
+		return &Action{Verb: DeletePod, Instance: it.Name, Why: "its Pod has ended, and " + why}
+	}
+	return &Action{Verb: RestartInstance, Instance: it.Name, Why: why}
 }
 
 // stuck removes a Pod by force. That is safe where it is done: what might still run there is out of the cohort, or there is

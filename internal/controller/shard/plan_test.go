@@ -404,6 +404,16 @@ func TestWithAllPodsGoneTheyAreStartedAgainOnTheirVolumes(t *testing.T) {
 	require.Empty(t, w.planned())
 }
 
+// Evicted by the kubelet, or refused by it after a reboot: such a Pod never runs again, and is in the way of one that does.
+func TestAPodThatHasEndedIsMadeAgainWhenItsVolumeIsNeeded(t *testing.T) {
+	ended := func(it *Instance) { podGone(it); it.HasPod, it.Failed, it.PodMessage = true, true, "Evicted" }
+	w := healthy().edit("a", ended).edit("b", ended).edit("c", ended)
+	w.NoPrimaryFor = 11 * time.Second
+	require.Equal(t, []string{"DeletePod a", "DeletePod b", "DeletePod c"}, w.planned())
+	w.edit("a", terminating)
+	require.Equal(t, []string{"DeletePod b", "DeletePod c"}, w.planned())
+}
+
 func TestASinglePrimaryIsStartedAgainAtOnce(t *testing.T) {
 	c := cohortOf(1, "a", 0)
 	w := newWorld(1).add("a", podGone)

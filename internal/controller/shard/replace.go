@@ -2,6 +2,7 @@ package shard
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -59,13 +60,20 @@ func Replace(ctx context.Context, c client.Client, clk clock.PassiveClock, shard
 	if err := controllerutil.SetControllerReference(shard, rp, c.Scheme()); err != nil {
 		return nil, err
 	}
-	if err := c.Create(ctx, rp); err != nil {
-		if apierrors.IsAlreadyExists(err) {
-			return nil, nil //nolint:nilnil // made a moment ago; the cache does not show it yet
+	for range ended + 2 {
+		err := c.Create(ctx, rp)
+		if !apierrors.IsAlreadyExists(err) {
+			return rp, err
 		}
-		return nil, err
+		// It was made a moment ago and the cache does not show it yet; or older ones were deleted, and the count is behind the names.
+		have := &v1alpha1.Replacement{}
+		if err := c.Get(ctx, client.ObjectKeyFromObject(rp), have); err != nil || !replacement.FromObject(have.Status).Phase.Finished() {
+			return nil, client.IgnoreNotFound(err)
+		}
+		ended++
+		rp.Name, rp.ResourceVersion = names.Replacement(a.Instance, string(a.Reason), ended), ""
 	}
-	return rp, nil
+	return nil, fmt.Errorf("no name left for another replacement of %s (%s): ended ones have them", a.Instance, a.Reason)
 }
 
 // CondemnInstance asks for the replacement of an instance that is judged to misbehave. It is the one way from a verdict to a
