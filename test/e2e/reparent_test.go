@@ -80,12 +80,15 @@ func TestPrimaryFails(t *testing.T) {
 				}
 			})
 			most := int64(writers)
-			if ft.Effect == faults.Stays {
+			switch ft.Effect {
+			case faults.Recovers:
+				f.psql("SELECT pg_current_xact_id()") // waits at the gateway
+			case faults.Stays:
 				f.never("another primary", 10*time.Second, func(s *v1alpha1.Shard) bool {
 					return s.Status.Primary != old || s.Status.Record.EstablishedTerm != term
 				})
 				most = noErrors
-			} else {
+			case faults.Moves:
 				took := f.eventually("another primary is established", func(s *v1alpha1.Shard) bool {
 					return s.Status.Primary != old && s.Status.Record.EstablishedTerm > term
 				})

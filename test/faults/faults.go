@@ -40,6 +40,9 @@ type Effect string
 const (
 	// Moves: another instance becomes the primary.
 	Moves Effect = "moves"
+	// Recovers: another instance becomes the primary, or the same one goes on in its term with its cohort's consent, because
+	// nobody was there in time to say otherwise.
+	Recovers Effect = "recovers"
 	// Stays: the primary stays, and clients see no error.
 	Stays Effect = "stays"
 )

@@ -18,10 +18,10 @@ func TestNames(t *testing.T) {
 		seen[f.Name] = true
 		require.NotEmpty(t, f.About, f.Name)
 		require.NotNil(t, f.Inject, f.Name)
-		require.Contains(t, []Effect{Moves, Stays}, f.Effect, f.Name)
+		require.Contains(t, []Effect{Moves, Recovers, Stays}, f.Effect, f.Name)
 	}
 	for _, f := range All() {
-		require.Equal(t, f.Effect == Moves, len(f.Verdicts) > 0, f.Name)
+		require.Equal(t, f.Effect != Stays, len(f.Verdicts) > 0, f.Name)
 		found, err := Named(f.Name)
 		require.NoError(t, err)
 		require.Equal(t, f.About, found.About)

@@ -109,7 +109,7 @@ func processFaults() []Fault {
 			},
 		},
 		{
-			Name: "OperatorsDeletedAndPostmasterKilled", About: "every operator replica is deleted with no grace, and the postmaster is killed at the same time", Effect: Moves, Verdicts: dead,
+			Name: "OperatorsDeletedAndPostmasterKilled", About: "every operator replica is deleted with no grace, and the postmaster is killed at the same time", Effect: Recovers, Verdicts: dead,
 			Inject: func(ctx context.Context, t Target, p string) (Undo, error) {
 				operators, err := t.operators(ctx)
 				if err != nil {
