@@ -80,6 +80,8 @@ type live struct {
 	stuck       stuck
 	diskFree    [2]uint64 // size, available
 	stopping    bool
+	left        uint64    // the term of this primary that others were seen to have left
+	waiting     time.Time // since when a former primary that is down waits to be told what to be
 	lastFlushed postgres.Position
 }
 

@@ -83,6 +83,10 @@ func (a *Agent) Promote(ctx context.Context, req *agentpb.PromoteRequest) (*agen
 		return nil, err
 	}
 	defer done()
+	if err := a.recover(ctx, req.GetTerm()); err != nil {
+		a.say("promotion failed: %v", err)
+		return nil, failed(err)
+	}
 	begun, already, own := time.Now(), false, a.timeline(ctx)
 	err = a.update(ctx, func(s *State) error {
 		if err := s.promotable(req.GetTerm()); err != nil {
@@ -110,6 +114,27 @@ func (a *Agent) Promote(ctx context.Context, req *agentpb.PromoteRequest) (*agen
 	}
 	a.log.Info("promoted", "term", req.GetTerm(), "coordinator", req.GetCoordinator(), "took", took(begun))
 	return a.commandReply(), nil
+}
+
+// recover starts a PostgreSQL that is down, as a standby of nobody, before anything of a promotion is remembered. Recovery may take
+// longer than the caller waits: then it goes on, and whoever asks next finds it further on, instead of ending it.
+func (a *Agent) recover(ctx context.Context, term uint64) error {
+	if a.pg.Running() || !a.pg.Initialised() {
+		return nil
+	}
+	begun := a.pg.NewestTimeline()
+	err := a.update(ctx, func(s *State) error {
+		if err := s.promotable(term); err != nil || s.Primary != nil {
+			return err
+		}
+		s.attribute(begun)
+		s.Term, s.Follow, s.Halted, s.Fenced = term, nil, "", ""
+		return nil
+	})
+	if err != nil || a.snapshot().Primary != nil {
+		return err
+	}
+	return a.start(ctx, postgres.AsStandby, postgres.Runtime{Sync: postgres.Nobody})
 }
 
 func (s *State) promotable(term uint64) error {

@@ -166,3 +166,27 @@ func TestAStoppedStandbyThatIsAheadHasDiverged(t *testing.T) {
 	require.False(t, r.GetDiverged(), r.GetWhy())
 	b.streaming("c")
 }
+
+// A former primary that nobody tells anything becomes a standby of nobody: it may be all there is to seed others from.
+func TestAFormerPrimaryThatNobodyTellsAnythingStandsDown(t *testing.T) {
+	s := newShard(t, "a", "b")
+	a := s.nodes["a"]
+	s.bootstrap("a", "b")
+	s.watchAll(func(*agentpb.Status) {})
+	ctx := minute(t)
+	rows := s.insert(ctx, a, 0, 10)
+	p, err := a.client.Promise(ctx, &agentpb.PromiseRequest{Term: 2})
+	require.NoError(t, err)
+	require.Equal(t, agentpb.Role_STOPPED, a.status().GetRole())
+	st := a.eventually("stands down", func(st *agentpb.Status) bool { return st.GetRole() == agentpb.Role_STANDBY })
+	require.Empty(t, st.GetHalted())
+	again, err := a.client.Promise(ctx, &agentpb.PromiseRequest{Term: 3})
+	require.NoError(t, err)
+	require.EqualValues(t, 1, again.GetFlushed().GetWalTerm())
+	require.GreaterOrEqual(t, again.GetFlushed().GetLsn(), p.GetFlushed().GetLsn(), "nothing of what it promised is lost")
+	_, err = a.client.Promote(ctx, &agentpb.PromoteRequest{Term: 3, Cohort: &agentpb.Cohort{Term: 3, Primary: "a"}})
+	require.NoError(t, err)
+	_, err = a.client.Establish(ctx, &agentpb.EstablishRequest{Term: 3, Kind: "ERS", Reason: "test"})
+	require.NoError(t, err)
+	s.insert(ctx, a, rows, 1)
+}

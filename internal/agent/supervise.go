@@ -21,6 +21,9 @@ const (
 	// leaveToOperator is how long a primary that went down waits before it asks its cohort, while the operator is
 	// connected: it knows already, and is about to say what is to happen.
 	leaveToOperator = 2 * time.Second
+	// standDownAfter is how long a former primary that is down waits to be told what to be. Then it becomes a standby of nobody:
+	// it may be all there is to seed others from, or to elect.
+	standDownAfter = 10 * time.Second
 )
 
 // backoff spaces restarts: 0.2 s doubling to 10 s, forgotten after a minute of life.
@@ -44,6 +47,7 @@ func (a *Agent) supervise(ctx context.Context) {
 		if a.outgrown.Swap(false) {
 			a.outgrow(ctx)
 		}
+		a.standDown(ctx)
 		if a.shouldStart(a.snapshot()) {
 			a.startAgain(ctx)
 		}
@@ -55,6 +59,44 @@ func (a *Agent) supervise(ctx context.Context) {
 		case <-a.wake:
 		}
 	}
+}
+
+// standDown makes a former primary that nobody tells anything a standby of nobody. It has promised to leave its term, or others
+// have and will not have it back; so nothing that it was may be needed of it any more, but what it holds may.
+func (a *Agent) standDown(ctx context.Context) {
+	st, now := a.snapshot(), a.now()
+	a.mu.Lock()
+	waits := (st.Halted != "" && st.Halted != haltedSeeding || st.Primary != nil && a.live.left == st.Term) && a.live.seed == nil && st.Diverged == "" && !st.Rewinding && !st.Bootstrapping
+	if !waits || a.pg.Running() {
+		a.live.waiting = time.Time{}
+	} else if a.live.waiting.IsZero() {
+		a.live.waiting = now
+	}
+	since := a.live.waiting
+	a.mu.Unlock()
+	if since.IsZero() || now.Sub(since) < standDownAfter || !a.commands.idle() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, quickLimit)
+	defer cancel()
+	ctx, done, err := a.commands.begin(ctx, st.Term, "stand down")
+	if err != nil {
+		return
+	}
+	defer done()
+	begun := a.pg.NewestTimeline()
+	err = a.update(ctx, func(s *State) error {
+		if s.Term != st.Term || s.Halted == haltedSeeding {
+			return refuse("something was told meanwhile")
+		}
+		s.attribute(begun)
+		s.Halted, s.Primary = "", nil
+		return nil
+	})
+	a.log.Warn("nobody says what to be: a standby of nobody", "term", st.Term, "waited", now.Sub(since).String(), "error", err)
+	a.mu.Lock()
+	a.live.waiting = time.Time{}
+	a.mu.Unlock()
 }
 
 // outgrow stops a standby that has paused its replay because its primary has more of some setting. It is started again like
@@ -262,6 +304,9 @@ func (a *Agent) termStands(ctx context.Context, st State) bool {
 	}
 	a.mu.Lock()
 	a.live.message = message
+	if higher > 0 {
+		a.live.left = st.Term
+	}
 	a.live.restarts.next = now.Add(time.Second)
 	a.mu.Unlock()
 	return false
