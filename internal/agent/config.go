@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"theseus.dev/theseus/internal/agentapi"
+	"theseus.dev/theseus/internal/verdict"
 )
 
 // Config is an agent's whole configuration.
@@ -54,7 +55,7 @@ func (c *Config) Defaults() {
 	}
 	set(&c.Heartbeat, 500*time.Millisecond)
 	set(&c.Probe, 500*time.Millisecond)
-	set(&c.FenceAfter, 2*time.Second)
+	set(&c.FenceAfter, verdict.FenceAfter)
 	set(&c.StopTimeout, 10*time.Second)
 	port := func(p *int, v int) {
 		if *p == 0 {

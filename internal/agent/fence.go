@@ -19,8 +19,7 @@ import (
 // operator is down keeps serving as long as it can commit, and one whose standbys are gone keeps serving (reads) as
 // long as the operator, who alone could make another primary, sees it. With FenceAfter at 2 s: standbys reply at
 // least every second (wal_receiver_status_interval) and at every commit, of which the commit probe is one every
-// 500 ms; the operator's kernel acknowledges a heartbeat every 500 ms. So three to four signs in a row must be missed. The
-// operator may act without this agent's word only later than FenceAfter.
+// 500 ms; the operator's kernel acknowledges a heartbeat every 500 ms. So three to four signs in a row must be missed.
 //
 // An agent that was itself frozen or starved looks once more before it acts: what it missed may be waiting.
 func (a *Agent) fence(ctx context.Context, observer *postgres.Observer) {

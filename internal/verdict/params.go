@@ -51,8 +51,7 @@ func DefaultParams() Params {
 }
 
 // FenceAfter is the default time after which a primary that has heard neither from the operator nor from enough standbys
-// stops itself. It must be below SilentAfter and LostAfter, the earliest at which an operator acts without the primary's
-// own word, so that the stale primary has stopped answering reads before its successor takes writes. It counts from
-// the last message the primary received; the operator counts from the last it received, which is not earlier by more
-// than one heartbeat's travel. Commits do not depend on it.
-const FenceAfter = 1250 * time.Millisecond
+// stops itself: four signs of life in a row were missed. Commits do not depend on it. An operator that hears nothing of the
+// primary may act half a second earlier (SilentAfter), so for about that long the stale one may answer reads beside its
+// successor; a shorter time would end primaries of busy machines for nothing.
+const FenceAfter = 2 * time.Second
