@@ -103,9 +103,9 @@ type LifetimeSpec struct {
 	// +kubebuilder:default="696h"
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1m') && duration(self) <= duration('696h')",message="spec.lifetime.maxAge must be between 1m and 696h (29 days): nothing gets older here"
 	MaxAge metav1.Duration `json:"maxAge,omitzero"`
-	// AlwaysFailover additionally reparents every shard at least this often (for example 168h). At least 1m. Default: off.
+	// AlwaysFailover additionally reparents every shard at least this often (for example 168h). At least 10s. Default: off.
 	// +optional
-	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1m')",message="spec.lifetime.alwaysFailover must be at least 1m, and a duration such as 168h"
+	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('10s')",message="spec.lifetime.alwaysFailover must be at least 10s, and a duration such as 168h"
 	AlwaysFailover *metav1.Duration `json:"alwaysFailover,omitzero"`
 }
 

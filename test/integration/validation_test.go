@@ -77,7 +77,7 @@ func TestABadDatabaseIsRefusedWithAClearMessage(t *testing.T) {
 		"too old":             {set("spec/lifetime/maxAge", "720h"), "must be between 1m and 696h (29 days): nothing gets older here"},
 		"too short a pause":   {set("spec/gateway/maxPause", "10ms"), "spec.gateway.maxPause must be between 1s and 5m"},
 		"no duration":         {set("spec/lifetime/alwaysFailover", "7d"), "spec.lifetime.alwaysFailover"},
-		"failing over always": {set("spec/lifetime/alwaysFailover", "1s"), "spec.lifetime.alwaysFailover must be at least 1m"},
+		"failing over always": {set("spec/lifetime/alwaysFailover", "1s"), "spec.lifetime.alwaysFailover must be at least 10s"},
 		"reserved role":       {set("spec/application/owner", "theseus_x"), "those roles are taken"},
 		"reserved database":   {set("spec/application/database", "postgres"), "must not be one of PostgreSQL's own databases"},
 		"relaxed durability":  {set("spec/durability", "Off"), `Unsupported value: "Off"`},
