@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"regexp"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -82,12 +83,15 @@ func (k *Kit) Psql(ctx context.Context, namespace, database string, args ...stri
 	return "", errors.New("no running instance to run psql in")
 }
 
-// nameKnownWithin is how long a new Service's name may take to be known: after an outage of the API server, DNS servers
-// ask it again only after a backoff of up to half a minute, which is jittered.
-const nameKnownWithin = 90 * time.Second
+// knownWithin is how long a new Service may take to be known: after an outage of the API server, DNS servers and the proxies of
+// nodes ask it again only after a backoff of up to half a minute, which is jittered.
+const knownWithin = 90 * time.Second
+
+// notKnownYet are what psql says of a Service that is not. It has not begun anything then.
+var notKnownYet = regexp.MustCompile(`could not translate host name|port \d+ failed: Connection refused`)
 
 func (k *Kit) psqlIn(ctx context.Context, pod *corev1.Pod, uri string, args []string) (string, error) {
-	limit, cancel := context.WithTimeout(ctx, nameKnownWithin)
+	limit, cancel := context.WithTimeout(ctx, knownWithin)
 	defer cancel()
 	// The URI holds the password: it goes in through standard input, not through arguments others can read.
 	script := `read -r uri; exec psql "$uri" "$@"`
@@ -95,7 +99,7 @@ func (k *Kit) psqlIn(ctx context.Context, pod *corev1.Pod, uri string, args []st
 	var out string
 	err := Poll(limit, time.Second, func(context.Context) (done bool, waiting string, err error) {
 		out, err = k.RunInput(ctx, strings.TrimSpace(uri)+"\n", k.kubectl(), command...)
-		if err != nil && strings.Contains(err.Error(), "could not translate host name") {
+		if err != nil && notKnownYet.MatchString(err.Error()) {
 			return false, err.Error(), nil
 		}
 		return true, "", err
