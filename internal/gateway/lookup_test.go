@@ -21,6 +21,17 @@ func (l *hopLab) openLookup(s *fakeServer) (pooler, server net.Conn) {
 	return pooler, server
 }
 
+// answerNext lets the session log in to s, which hears the question and answers it to pooler.
+func (l *hopLab) answerNext(s *fakeServer, pooler net.Conn, answer []byte) (server net.Conn) {
+	l.t.Helper()
+	server, _ = s.next()
+	l.write(server, loggedIn)
+	l.expect(server, query)
+	l.write(server, answer)
+	l.expect(pooler, answer)
+	return server
+}
+
 func TestALookupIsPutToTheNextPrimary(t *testing.T) {
 	answer := append(bytes.Clone(row), ready...)
 	for name, lose := range map[string]func(*hopLab, net.Conn){
@@ -75,11 +86,7 @@ func TestALookupIsNotAnsweredByTheEndOfItsServer(t *testing.T) {
 			}
 			_ = server.Close()
 			l.route(Serve, 2, l.b)
-			server, _ = l.b.next()
-			l.write(server, loggedIn)
-			l.expect(server, query)
-			l.write(server, answer)
-			l.expect(pooler, answer)
+			l.answerNext(l.b, pooler, answer)
 		})
 	}
 }
@@ -95,11 +102,7 @@ func TestAnIdleSessionForLookupsOutlivesItsPrimary(t *testing.T) {
 	l.route(Hold, 1, l.a)
 	l.write(pooler, query)
 	l.route(Serve, 2, l.b)
-	server, _ = l.b.next()
-	l.write(server, loggedIn)
-	l.expect(server, query)
-	l.write(server, answer)
-	l.expect(pooler, answer)
+	server = l.answerNext(l.b, pooler, answer)
 
 	_ = server.Close() // one backend has died, the primary lives
 	server, _ = l.b.next()

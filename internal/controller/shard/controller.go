@@ -88,7 +88,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 		Complete(r)
 }
 
-// shardOf is the shard a Reparent or a Replacement is about.
+// shardOf is the shard a Reparent, a Replacement or a claim is about.
 func shardOf(_ context.Context, o client.Object) []reconcile.Request {
 	name := ""
 	switch o := o.(type) {
@@ -262,7 +262,7 @@ func (r *Reconciler) finalize(ctx context.Context, shard *v1alpha1.Shard) (recon
 	}
 	retain := shard.Spec.Template.DeletionPolicy == v1alpha1.DeletionPolicyRetainVolumes
 	if retain {
-		// Before any Pod goes, so that a crash in between cannot lose a volume to the garbage collector.
+		// Before any Pod goes: from then on nothing of ours takes them for its own, whatever comes in between.
 		for i := range claims {
 			if err := r.orphan(ctx, shard, &claims[i]); err != nil {
 				return reconcile.Result{}, fmt.Errorf("keeping claim %s: %w", claims[i].Name, err)
