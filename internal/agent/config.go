@@ -42,11 +42,13 @@ type Config struct {
 	Heartbeat, Probe time.Duration
 	// FenceAfter is how long a primary may hear neither from the operator nor from enough standbys.
 	FenceAfter time.Duration
+	// StartTimeout is how long a start is waited for before its failing is reported; PostgreSQL goes on recovering.
+	StartTimeout time.Duration
 	// StopTimeout bounds the fast stop when the Pod is deleted; then it is immediate.
 	StopTimeout time.Duration
 }
 
-// Defaults fills what is zero: heartbeat and probes 500 ms, fence 2 s, stop 10 s, and the usual ports.
+// Defaults fills what is zero: heartbeat and probes 500 ms, fence 2 s, start 60 s, stop 10 s, and the usual ports.
 func (c *Config) Defaults() {
 	set := func(d *time.Duration, v time.Duration) {
 		if *d == 0 {
@@ -56,6 +58,7 @@ func (c *Config) Defaults() {
 	set(&c.Heartbeat, 500*time.Millisecond)
 	set(&c.Probe, 500*time.Millisecond)
 	set(&c.FenceAfter, verdict.FenceAfter)
+	set(&c.StartTimeout, time.Minute)
 	set(&c.StopTimeout, 10*time.Second)
 	port := func(p *int, v int) {
 		if *p == 0 {

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -86,123 +85,11 @@ func (a *Agent) bootstrap(ctx context.Context, req *agentpb.BootstrapRequest) er
 		return err
 	}
 	a.mu.Lock()
-	a.live.role, a.live.message = agentpb.Role_PRIMARY, ""
+	a.live.message = ""
 	a.live.use(cohort, a.now())
 	a.mu.Unlock()
-	a.changed()
+	a.started(postgres.AsPrimary)
 	return nil
-}
-
-// seeding is a copy under way.
-type seeding struct {
-	progress *postgres.Progress
-	cancel   context.CancelFunc
-	done     chan struct{}
-	term     uint64
-	source   string
-}
-
-// Seed implements the RPC: it prepares the copy, lets it run, and answers.
-func (a *Agent) Seed(ctx context.Context, req *agentpb.SeedRequest) (*agentpb.CommandReply, error) {
-	if req.GetTerm() == 0 || req.GetSource() == nil || req.GetPrimary() == nil {
-		return nil, status.Error(codes.InvalidArgument, "Seed needs a term, a source and a primary")
-	}
-	ctx, cancel := context.WithTimeout(ctx, followLimit)
-	defer cancel()
-	ctx, done, err := a.commands.begin(ctx, req.GetTerm(), "Seed")
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	a.mu.Lock()
-	running := a.live.seed
-	a.mu.Unlock()
-	if running != nil && running.term == req.GetTerm() && running.source == req.GetSource().GetInstance() {
-		return a.commandReply(), nil
-	}
-	if running != nil {
-		running.cancel()
-		select {
-		case <-running.done:
-		case <-ctx.Done():
-			return nil, failed(context.Cause(ctx))
-		}
-	}
-	if err := a.prepareSeed(ctx, req); err != nil {
-		return nil, failed(err)
-	}
-	return a.commandReply(), nil
-}
-
-func (a *Agent) prepareSeed(ctx context.Context, req *agentpb.SeedRequest) error {
-	initialised, mark := a.pg.Initialised(), randomHex()
-	err := a.update(ctx, func(s *State) error {
-		if err := lowerTerm(s.Term, req.GetTerm()); err != nil {
-			return err
-		}
-		if initialised && !req.GetDiscard() && !s.Bootstrapping && s.Halted != haltedSeeding {
-			return refuse("there is a data directory already; discard has to be asked for")
-		}
-		if s.Primary != nil && s.Term == req.GetTerm() {
-			return refuse("this instance is the primary of term %d", s.Term)
-		}
-		// What is remembered of the old data goes with it, but never a promise.
-		*s = State{
-			Term: req.GetTerm(), Promised: s.Promised, Endpoints: s.Endpoints, Parameters: s.Parameters,
-			Timelines: agentapi.TimelineTermsFromPB(req.GetTimelineTerms()), Follow: target(req.GetTerm(), req.GetPrimary()),
-			Halted: haltedSeeding, Seed: mark,
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	run, cancel := context.WithCancel(context.Background())
-	seed := &seeding{progress: &postgres.Progress{}, cancel: cancel, done: make(chan struct{}), term: req.GetTerm(), source: req.GetSource().GetInstance()}
-	a.mu.Lock()
-	a.live.seed, a.live.role, a.live.established = seed, agentpb.Role_SEEDING, false
-	a.live.message = "seeding from " + req.GetSource().GetInstance()
-	a.mu.Unlock()
-	a.changed()
-	go a.seed(run, seed, upstream(target(0, req.GetSource())), mark)
-	return nil
-}
-
-func (a *Agent) seed(ctx context.Context, seed *seeding, source postgres.Upstream, mark string) {
-	begun := time.Now()
-	err := a.copyFrom(ctx, seed, source, mark)
-	if err == nil {
-		err = a.update(ctx, func(s *State) error { s.Halted, s.Seed = "", ""; return nil })
-	}
-	a.mu.Lock()
-	a.live.seed = nil
-	a.live.role = agentpb.Role_STOPPED
-	if err != nil {
-		a.live.role = agentpb.Role_EMPTY
-		a.live.message = "seeding failed: " + err.Error()
-	} else {
-		a.live.message = ""
-	}
-	a.mu.Unlock()
-	close(seed.done)
-	copied, _ := seed.progress.Get()
-	if err != nil {
-		a.log.Error("seeding failed", "source", source.Instance, "error", err)
-	} else {
-		a.log.Info("seeded", "source", source.Instance, "bytes", copied, "took", took(begun))
-	}
-	a.changed()
-	a.reconsider() // the supervisor starts the standby
-}
-
-func (a *Agent) copyFrom(ctx context.Context, seed *seeding, source postgres.Upstream, mark string) error {
-	if _, err := a.pg.Stop(ctx, postgres.Immediate); err != nil {
-		return err
-	}
-	if err := a.pg.Discard(); err != nil {
-		return err
-	}
-	return a.pg.Seed(ctx, source, mark, seed.progress)
 }
 
 func target(term uint64, ep *agentpb.Endpoint) *Target {

@@ -27,8 +27,8 @@ func (a *Agent) Follow(ctx context.Context, req *agentpb.FollowRequest) (*agentp
 		return nil, err
 	}
 	defer done()
-	if a.seedingNow() {
-		return a.followLater(ctx, req)
+	if seed := a.seedingOf(); seed != nil {
+		return a.followLater(ctx, seed, req)
 	}
 	if !a.pg.Initialised() {
 		return nil, refuse("there is no data directory; it has to be seeded")
@@ -43,7 +43,7 @@ func (a *Agent) Follow(ctx context.Context, req *agentpb.FollowRequest) (*agentp
 			return nil, failed(err)
 		}
 	}
-	if a.pg.Running() && !a.isPrimary() && (st.Follow == nil || *st.Follow != *whom) {
+	if a.pg.Running() && !a.isPrimary() && st.Primary == nil && (st.Follow == nil || *st.Follow != *whom) {
 		// Nothing more may come from the old upstream while its timelines are compared with the new one's.
 		if st.Follow != nil {
 			a.askTimeline(ctx, *st.Follow)
@@ -56,7 +56,7 @@ func (a *Agent) Follow(ctx context.Context, req *agentpb.FollowRequest) (*agentp
 	if err != nil {
 		return nil, failed(err)
 	}
-	if a.isPrimary() {
+	if a.isPrimary() || st.Primary != nil { // or one that still recovers, which nobody calls primary yet
 		if err := a.stop(ctx, postgres.Immediate, 0); err != nil {
 			return nil, failed(err)
 		}
@@ -69,10 +69,11 @@ func (a *Agent) Follow(ctx context.Context, req *agentpb.FollowRequest) (*agentp
 	return a.follow(ctx, whom, time.Duration(req.GetRewindTimeoutMs())*time.Millisecond)
 }
 
-// followLater changes whom a copy under way follows in the end. Should the copy not fit then, it shows by not streaming.
-func (a *Agent) followLater(ctx context.Context, req *agentpb.FollowRequest) (*agentpb.FollowReply, error) {
+// followLater changes whom a copy under way follows in the end. Of timelines that the copy does not have, or not yet, all is
+// hearsay.
+func (a *Agent) followLater(ctx context.Context, seed *seeding, req *agentpb.FollowRequest) (*agentpb.FollowReply, error) {
 	err := a.update(ctx, func(s *State) error {
-		_, err := s.follow(target(req.GetTerm(), req.GetPrimary()), agentapi.TimelineTermsFromPB(req.GetTimelineTerms()), 0)
+		_, err := s.follow(target(req.GetTerm(), req.GetPrimary()), agentapi.TimelineTermsFromPB(req.GetTimelineTerms()), max(seed.copied, 1))
 		return err
 	})
 	if err != nil {

@@ -15,9 +15,8 @@ import (
 	"theseus.dev/theseus/internal/agentapi/agentpb"
 )
 
-// alive is how long the supervisor may be silent before the agent counts as hung. A start or a stalled disk keeps it
-// busy for up to startLimit, which is no reason to kill it.
-const alive = startLimit + 10*time.Second
+// alive is how long the supervisor may be silent, beyond a start it waits for, before the agent counts as hung.
+const alive = quickLimit + 10*time.Second
 
 // serveHealth serves /livez, /readyz and /metrics.
 func (a *Agent) serveHealth(ctx context.Context) error {
@@ -42,7 +41,7 @@ func (a *Agent) serveHealth(ctx context.Context) error {
 }
 
 func (a *Agent) livez(w http.ResponseWriter, _ *http.Request) {
-	if since := a.now().Sub(time.UnixMilli(a.loop.Load())); since > alive {
+	if since := a.now().Sub(time.UnixMilli(a.loop.Load())); since > a.conf.StartTimeout+alive {
 		http.Error(w, fmt.Sprintf("the supervisor has been silent for %v", since), http.StatusServiceUnavailable)
 		return
 	}

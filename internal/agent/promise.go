@@ -92,7 +92,7 @@ func (a *Agent) isPrimary() bool {
 func (a *Agent) revoke(ctx context.Context) (*agentpb.PromiseReply, error) {
 	st := a.snapshot()
 	reply := &agentpb.PromiseReply{Term: st.Term, TimelineTerms: agentapi.TimelineTermsToPB(st.Timelines), Flushed: &agentpb.Position{}}
-	if a.seedingNow() || st.Diverged != "" || st.Rewinding || st.Bootstrapping || st.Halted == haltedSeeding || !a.pg.Initialised() {
+	if a.seedingOf() != nil || st.Diverged != "" || st.Rewinding || st.Bootstrapping || st.Halted == haltedSeeding || !a.pg.Initialised() {
 		return reply, nil // has nothing to acknowledge with, and nothing to offer
 	}
 	if st.Halted != "" {
@@ -139,10 +139,11 @@ func (a *Agent) revoke(ctx context.Context) (*agentpb.PromiseReply, error) {
 	return a.positioned(reply, pos)
 }
 
-func (a *Agent) seedingNow() bool {
+// seedingOf is the copy under way, nil if there is none.
+func (a *Agent) seedingOf() *seeding {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.live.seed != nil
+	return a.live.seed
 }
 
 // stopPrimary stops a primary's PostgreSQL at once, says so to everybody, and reads what it left.

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 	"pgregory.net/rapid"
 
+	"theseus.dev/theseus/internal/agentapi"
 	"theseus.dev/theseus/internal/agentapi/agentpb"
 	"theseus.dev/theseus/internal/postgres"
 	"theseus.dev/theseus/internal/quorum"
@@ -154,6 +155,41 @@ func TestFollow(t *testing.T) {
 	_, err = s.follow(to, theirs, 1)
 	require.NoError(t, err)
 	require.Nil(t, s.Primary)
+}
+
+func TestVouches(t *testing.T) {
+	terms := agentapi.TimelineTermsToPB(map[uint32]uint64{1: 1, 2: 4})
+	before := &agentpb.Status{Instance: "s", PostgresStartedUnixMs: 7}
+	after := &agentpb.Status{Instance: "s", PostgresStartedUnixMs: 7, TimelineTerms: terms}
+	require.NoError(t, vouches(before, after, 2))
+	require.NoError(t, vouches(before, before, 1), "initdb's timeline needs nobody's word")
+	require.ErrorContains(t, vouches(before, after, 3), "does not know in which term timeline 3 began")
+	require.ErrorContains(t, vouches(before, &agentpb.Status{PostgresStartedUnixMs: 8, TimelineTerms: terms}, 2), "started anew")
+	require.ErrorContains(t, vouches(&agentpb.Status{}, &agentpb.Status{TimelineTerms: terms}, 2), "started anew")
+}
+
+func TestCopied(t *testing.T) {
+	to := &Target{Term: 5, Instance: "p"}
+	for name, tc := range map[string]struct {
+		told, source map[uint32]uint64
+		end          uint32
+		want         map[uint32]uint64
+		follows      bool
+	}{
+		"as told":                         {map[uint32]uint64{1: 1, 2: 4}, map[uint32]uint64{1: 1, 2: 4}, 2, map[uint32]uint64{1: 1, 2: 4}, true},
+		"nothing told":                    {nil, map[uint32]uint64{1: 1, 2: 4}, 2, map[uint32]uint64{1: 1, 2: 4}, true},
+		"a timeline begun during it":      {map[uint32]uint64{1: 1}, map[uint32]uint64{1: 1, 2: 5}, 2, map[uint32]uint64{1: 1, 2: 5}, true},
+		"another promotion's timeline":    {map[uint32]uint64{1: 1, 2: 4}, map[uint32]uint64{1: 1, 2: 5}, 2, map[uint32]uint64{1: 1, 2: 5}, false},
+		"of one that is not in the copy":  {map[uint32]uint64{1: 1, 2: 4}, map[uint32]uint64{1: 1, 2: 5}, 1, map[uint32]uint64{1: 1, 2: 4}, true},
+		"the source does not know of one": {map[uint32]uint64{1: 1, 2: 4}, map[uint32]uint64{1: 1}, 1, map[uint32]uint64{1: 1, 2: 4}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := State{Term: 5, Follow: to, Timelines: tc.told}
+			s.copied(tc.source, tc.end)
+			require.Equal(t, tc.want, s.Timelines)
+			require.Equal(t, tc.follows, s.Follow != nil)
+		})
+	}
 }
 
 // A standby seeded while the shard was being bootstrapped may never have been told. Its promise forgets whom it followed,

@@ -6,6 +6,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -51,6 +52,47 @@ func TestADemotionDoesNotWaitForAFrozenStandby(t *testing.T) {
 	require.NoError(t, err)
 	_, err = a.client.Establish(ctx, &agentpb.EstablishRequest{Term: 2, Kind: "PRS", Reason: "undone"})
 	require.NoError(t, err)
+}
+
+// A primary's recovery may take longer than its start is waited for: it is the primary all the same when it has recovered.
+func TestAPrimaryThatTakesLongToRecover(t *testing.T) {
+	s := newShard(t, "a", "b")
+	a, b := s.nodes["a"], s.nodes["b"]
+	s.bootstrap("a", "b")
+	ctx := minute(t)
+	s.tell(ctx)
+	rows := s.insert(ctx, a, 0, 10)
+	a.kill()
+	a.conf.StartTimeout = 20 * time.Millisecond // PostgreSQL needs more to start at all
+	a.start()
+	a.eventually("established again", func(st *agentpb.Status) bool {
+		return st.GetRole() == agentpb.Role_PRIMARY && st.GetEstablished()
+	})
+	require.Contains(t, a.out.String(), "does not take sessions")
+	b.streaming("a")
+	s.insert(ctx, a, rows, 10)
+}
+
+// While it recovers it is a primary to everybody who tells it to be something else.
+func TestARecoveringPrimaryObeys(t *testing.T) {
+	s := newShard(t, "a", "b", "c")
+	a := s.nodes["a"]
+	s.bootstrap("a", "b", "c")
+	s.watchAll(func(*agentpb.Status) {})
+	ctx := minute(t)
+	rows := s.insert(ctx, a, 0, 10)
+	a.kill()
+	b, other := s.emergency(ctx, 2, s.nodes["b"], s.nodes["c"], "a")
+	a.remember(func(st *State) { st.Primary.Cohort.Acks = 0 }) // or it would ask, and not even start
+	a.conf.StartTimeout = 20 * time.Millisecond
+	a.start()
+	require.Eventually(t, func() bool { return strings.Contains(a.out.String(), "does not take sessions") }, 10*time.Second, time.Millisecond)
+	r, err := a.client.Follow(ctx, &agentpb.FollowRequest{Term: 2, Primary: b.endpoint(), TimelineTerms: b.status().GetTimelineTerms(), RewindTimeoutMs: 20000})
+	require.NoError(t, err)
+	require.False(t, r.GetDiverged(), r.GetWhy())
+	a.streaming(b.name)
+	other.streaming(b.name)
+	s.insert(ctx, b, rows, 10)
 }
 
 // A standby that cannot stream because its data does not fit must say so by itself: its primary may not have answered when

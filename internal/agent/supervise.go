@@ -16,8 +16,8 @@ import (
 const (
 	// superviseEvery is how often the supervisor looks without being asked.
 	superviseEvery = 250 * time.Millisecond
-	// startLimit bounds a start by the supervisor; PostgreSQL itself goes on if it takes longer.
-	startLimit = 60 * time.Second
+	// reestablishFor bounds each try of a restarted primary to be established: a change of its cohort waits meanwhile.
+	reestablishFor = time.Second
 	// leaveToOperator is how long a primary that went down waits before it asks its cohort, while the operator is
 	// connected: it knows already, and is about to say what is to happen.
 	leaveToOperator = 2 * time.Second
@@ -102,7 +102,7 @@ func (a *Agent) standDown(ctx context.Context) {
 // outgrow stops a standby that has paused its replay because its primary has more of some setting. It is started again like
 // any that went down, with as much.
 func (a *Agent) outgrow(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	ctx, cancel := context.WithTimeout(ctx, a.conf.StartTimeout)
 	defer cancel()
 	ctx, done, err := a.commands.begin(ctx, a.snapshot().Term, "restart")
 	if err != nil {
@@ -121,7 +121,7 @@ func (a *Agent) outgrow(ctx context.Context) {
 
 // shouldStart says whether PostgreSQL is down without a reason to be.
 func (a *Agent) shouldStart(st State) bool {
-	if a.pg.Running() || !a.commands.idle() || st.Halted != "" || st.Diverged != "" || st.Rewinding || st.Bootstrapping {
+	if !a.down(st) || !a.commands.idle() {
 		return false
 	}
 	a.mu.Lock()
@@ -130,20 +130,28 @@ func (a *Agent) shouldStart(st State) bool {
 	return ready && a.pg.Initialised()
 }
 
+// down says whether PostgreSQL ought to be up and is not, or is a primary that took longer to recover than its start waited:
+// that one is up and nobody has said so. (A standby in that case is noticed by looking at it.)
+func (a *Agent) down(st State) bool {
+	if st.Halted != "" || st.Diverged != "" || st.Rewinding || st.Bootstrapping {
+		return false
+	}
+	return !a.pg.Running() || st.Primary != nil && !a.isPrimary()
+}
+
 func (a *Agent) startAgain(ctx context.Context) {
 	st := a.snapshot()
 	if st.Primary != nil && !a.termStands(ctx, st) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	ctx, cancel := context.WithTimeout(ctx, a.conf.StartTimeout+quickLimit)
 	defer cancel()
 	ctx, done, err := a.commands.begin(ctx, st.Term, "start")
 	if err != nil {
 		return
 	}
 	defer done()
-	st = a.snapshot()
-	if a.pg.Running() || st.Halted != "" || st.Diverged != "" {
+	if st = a.snapshot(); !a.down(st) {
 		return
 	}
 	if st.Primary != nil {
@@ -165,7 +173,7 @@ func (a *Agent) startAgain(ctx context.Context) {
 	a.changed()
 }
 
-// start starts PostgreSQL and watches for its end.
+// start starts PostgreSQL and watches for its end. A primary is called one by the caller, when its cohort is in force.
 func (a *Agent) start(ctx context.Context, mode postgres.Mode, r postgres.Runtime) error {
 	begun := time.Now()
 	err := a.pg.Start(ctx, mode, r)
@@ -174,22 +182,29 @@ func (a *Agent) start(ctx context.Context, mode postgres.Mode, r postgres.Runtim
 		return err
 	}
 	a.mu.Lock()
-	a.live.exit, a.live.started = "", a.now()
+	a.live.exit = ""
 	a.live.obs = postgres.Observation{Identity: postgres.Identity{System: a.live.obs.System}}
 	a.live.use(a.live.cohort, a.now())
-	if err == nil {
-		a.live.role = agentpb.Role_STANDBY
-		if mode == postgres.AsPrimary {
-			a.live.role = agentpb.Role_PRIMARY
-		}
-	}
 	a.mu.Unlock()
 	go a.awaitExit(life)
-	a.changed()
 	if err == nil {
+		if mode == postgres.AsStandby {
+			a.started(mode)
+		}
 		a.log.Info("PostgreSQL started", "primary", mode == postgres.AsPrimary, "took", took(begun))
 	}
 	return err
+}
+
+// started says what PostgreSQL, which takes sessions now, is.
+func (a *Agent) started(mode postgres.Mode) {
+	a.mu.Lock()
+	a.live.started, a.live.role = a.now(), agentpb.Role_STANDBY
+	if mode == postgres.AsPrimary {
+		a.live.role = agentpb.Role_PRIMARY
+	}
+	a.mu.Unlock()
+	a.changed()
 }
 
 // awaitExit tells everybody the moment the postmaster has ended.
@@ -245,8 +260,7 @@ func (a *Agent) attribute(ctx context.Context) error {
 // here and never acknowledged is acknowledged now, with the journal's row.
 func (a *Agent) resume(ctx context.Context, st State) error {
 	cohort := st.Primary.Cohort
-	r := postgres.Runtime{Sync: postgres.SyncNames(cohort.Members, cohort.Acks)}
-	if err := a.start(ctx, postgres.AsPrimary, r); err != nil {
+	if err := a.startPrimary(ctx, cohort); err != nil {
 		return err
 	}
 	if err := a.pg.SetSynchronous(ctx, cohort.Members, cohort.Acks); err != nil {
@@ -255,6 +269,7 @@ func (a *Agent) resume(ctx context.Context, st State) error {
 	a.mu.Lock()
 	a.live.use(&cohort, a.now())
 	a.mu.Unlock()
+	a.started(postgres.AsPrimary)
 	if err := a.update(ctx, func(s *State) error { s.Fenced = ""; return nil }); err != nil {
 		return err
 	}
@@ -262,10 +277,19 @@ func (a *Agent) resume(ctx context.Context, st State) error {
 	return nil
 }
 
+func (a *Agent) startPrimary(ctx context.Context, cohort quorum.Cohort) error {
+	ctx, cancel := context.WithTimeout(ctx, a.conf.StartTimeout)
+	defer cancel()
+	if a.pg.Running() { // it recovers for longer than an earlier start waited
+		return a.pg.AwaitReady(ctx)
+	}
+	return a.start(ctx, postgres.AsPrimary, postgres.Runtime{Sync: postgres.SyncNames(cohort.Members, cohort.Acks)})
+}
+
 // reestablish tries until it is done, superseded, or PostgreSQL is down again.
 func (a *Agent) reestablish(term uint64) {
 	for a.isPrimary() {
-		ctx, cancel := context.WithTimeout(context.Background(), quickLimit)
+		ctx, cancel := context.WithTimeout(context.Background(), reestablishFor)
 		ctx, done, err := a.commands.begin(ctx, term, "establish")
 		if err == nil {
 			err = a.establish(ctx, term, "restart", "PostgreSQL was restarted in its term")

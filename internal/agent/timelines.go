@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"maps"
 
 	"theseus.dev/theseus/internal/agentapi"
@@ -45,15 +46,8 @@ func (a *Agent) askTimeline(ctx context.Context, up Target) {
 	if st := a.snapshot(); !st.unattributed(tli) {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
-	defer cancel()
-	client, err := agentapi.Dial(ctx, endpoint(up), a.conf.Shard, a.id)
+	theirs, err := a.askStatus(ctx, up)
 	if err != nil {
-		return
-	}
-	defer func() { _ = client.Close() }()
-	theirs, err := client.GetStatus(ctx, &agentpb.GetStatusRequest{})
-	if err != nil || theirs.GetInstance() != up.Instance {
 		return
 	}
 	term, ok := agentapi.TimelineTermsFromPB(theirs.GetTimelineTerms())[tli]
@@ -70,6 +64,22 @@ func (a *Agent) askTimeline(ctx context.Context, up Target) {
 		return nil
 	})
 	a.log.Info("a timeline nobody told of", "timeline", tli, "term", term, "says", up.Instance, "error", err)
+}
+
+// askStatus asks another instance's agent what it is. Whoever else answers at its address is an error.
+func (a *Agent) askStatus(ctx context.Context, whom Target) (*agentpb.Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
+	defer cancel()
+	client, err := agentapi.Dial(ctx, endpoint(whom), a.conf.Shard, a.id)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = client.Close() }()
+	st, err := client.GetStatus(ctx, &agentpb.GetStatusRequest{})
+	if err == nil && st.GetInstance() != whom.Instance {
+		err = fmt.Errorf("%s answers for %s", st.GetInstance(), whom.Instance)
+	}
+	return st, err
 }
 
 // lastTimeline is the timeline of the WAL as last observed, 0 when nothing was.

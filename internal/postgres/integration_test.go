@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/big"
@@ -101,7 +102,7 @@ func (s *Server) upstream() Upstream {
 
 func (p *pair) standby(ctx context.Context, of *Server, name string) *Server {
 	s := p.server(name)
-	require.NoError(p.t, s.Seed(ctx, of.upstream(), "mark", &Progress{}))
+	require.NoError(p.t, s.Seed(ctx, of.upstream(), "mark", &Progress{}, anyTimeline))
 	up := of.upstream()
 	require.NoError(p.t, s.Start(ctx, AsStandby, Runtime{Upstream: &up, Sync: Nobody}))
 	require.Eventually(p.t, func() bool { return len(s.auxiliaries("walreceiver")) == 1 }, 10*time.Second, 5*time.Millisecond)
@@ -342,6 +343,8 @@ func TestACancelledWaitIsNotAnAcknowledgement(t *testing.T) {
 	require.ErrorIs(t, <-result, ErrUnacknowledged)
 }
 
+func anyTimeline(context.Context, uint32) error { return nil }
+
 func TestSeedingAnUnfinishedCopy(t *testing.T) {
 	ctx := bounded(t)
 	p := newPair(t)
@@ -351,15 +354,23 @@ func TestSeedingAnUnfinishedCopy(t *testing.T) {
 	require.False(t, s.Initialised(), "what a crash midway leaves is no data directory")
 	cancelled, cancel := context.WithCancel(ctx)
 	cancel()
-	require.Error(t, s.Seed(cancelled, primary.upstream(), "mark", &Progress{}))
+	require.Error(t, s.Seed(cancelled, primary.upstream(), "mark", &Progress{}, anyTimeline))
 	require.False(t, s.Initialised())
+	var timeline uint32
+	refused := func(_ context.Context, tli uint32) error {
+		timeline = tli
+		return errors.New("not this one")
+	}
+	require.ErrorContains(t, s.Seed(ctx, primary.upstream(), "mark", &Progress{}, refused), "not this one")
+	require.EqualValues(t, 1, timeline)
+	require.False(t, s.Initialised(), "a copy that was not accepted is no data directory")
 	progress := &Progress{}
-	require.NoError(t, s.Seed(ctx, primary.upstream(), "mark", progress))
+	require.NoError(t, s.Seed(ctx, primary.upstream(), "mark", progress, anyTimeline))
 	done, total := progress.Get()
 	require.NotZero(t, done)
 	require.GreaterOrEqual(t, total, done)
 	require.Equal(t, "mark", s.SeedMark())
-	require.Error(t, s.Seed(ctx, primary.upstream(), "mark", progress), "never over an existing one")
+	require.Error(t, s.Seed(ctx, primary.upstream(), "mark", progress, anyTimeline), "never over an existing one")
 }
 
 func TestRewind(t *testing.T) {

@@ -22,8 +22,9 @@ func (p *Progress) Get() (done, total uint64) { return p.done.Load(), p.total.Lo
 
 // Seed copies the data directory of source, which may be a standby. The copy is made beside the data directory and renamed
 // when it is complete and flushed, so that a crash midway leaves something recognisable. There must be no data directory.
-// The copy carries mark: see SeedMark.
-func (s *Server) Seed(ctx context.Context, source Upstream, mark string, progress *Progress) error {
+// The copy carries mark: see SeedMark. Before it is renamed, accept is called with the highest timeline of its WAL; should
+// that fail, so does Seed.
+func (s *Server) Seed(ctx context.Context, source Upstream, mark string, progress *Progress, accept func(ctx context.Context, timeline uint32) error) error {
 	if s.Initialised() {
 		return errors.New("there is a data directory already")
 	}
@@ -51,6 +52,9 @@ func (s *Server) Seed(ctx context.Context, source Upstream, mark string, progres
 		return err
 	}
 	if err := syncDir(s.seeding()); err != nil {
+		return err
+	}
+	if err := accept(ctx, highestTimeline(filepath.Join(s.seeding(), "pg_wal"))); err != nil {
 		return err
 	}
 	if err := os.Rename(s.seeding(), conf.Data); err != nil {

@@ -25,6 +25,17 @@ func timelineOf(name string) (uint32, bool) {
 	return uint32(n), err == nil
 }
 
+// highestTimeline is that of any file in the directory of WAL wal, 0 without one.
+func highestTimeline(wal string) (highest uint32) {
+	entries, _ := os.ReadDir(wal)
+	for _, e := range entries {
+		if tli, ok := timelineOf(e.Name()); ok {
+			highest = max(highest, tli)
+		}
+	}
+	return highest
+}
+
 // KnowsTimelines says whether pg_wal has anything of one of the timelines.
 func (s *Server) KnowsTimelines(timelines []uint32) bool {
 	return len(s.filesOf(timelines)) > 0
