@@ -237,6 +237,9 @@ func (a *Agent) Demote(ctx context.Context, req *agentpb.DemoteRequest) (*agentp
 	return reply, failed(err)
 }
 
+// laggardsWithin bounds looking for standbys that would hold up a fast stop; it takes a millisecond where nothing is wrong.
+const laggardsWithin = time.Second
+
 // demote stops the primary as asked. The status says draining meanwhile, so that gateways wait rather than fail.
 func (a *Agent) demote(ctx context.Context, req *agentpb.DemoteRequest) error {
 	a.mu.Lock()
@@ -249,7 +252,9 @@ func (a *Agent) demote(ctx context.Context, req *agentpb.DemoteRequest) error {
 		mode = postgres.Immediate
 	}
 	if mode == postgres.Fast {
-		laggards, err := a.pg.Laggards(ctx, req.GetCandidate())
+		look, cancel := context.WithTimeout(ctx, laggardsWithin)
+		laggards, err := a.pg.Laggards(look, req.GetCandidate())
+		cancel()
 		if err != nil {
 			a.log.Warn("standbys not looked at before the stop", "error", err)
 		}

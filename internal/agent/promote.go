@@ -92,8 +92,10 @@ func (a *Agent) Promote(ctx context.Context, req *agentpb.PromoteRequest) (*agen
 		if err := s.promotable(req.GetTerm()); err != nil {
 			return err
 		}
-		already = s.Primary != nil
-		if !already {
+		if already = s.Primary != nil; !already {
+			if own == 0 { // hearsay of timelines could not be told from what is here
+				return status.Error(codes.Unavailable, "PostgreSQL does not say on which timeline it is")
+			}
 			s.Term, s.Intent, s.Follow, s.Halted, s.Fenced = req.GetTerm(), req.GetTerm(), nil, "", ""
 			s.forgetHearsay(own)
 		}
@@ -119,7 +121,10 @@ func (a *Agent) Promote(ctx context.Context, req *agentpb.PromoteRequest) (*agen
 // recover starts a PostgreSQL that is down, as a standby of nobody, before anything of a promotion is remembered. Recovery may take
 // longer than the caller waits: then it goes on, and whoever asks next finds it further on, instead of ending it.
 func (a *Agent) recover(ctx context.Context, term uint64) error {
-	if a.pg.Running() || !a.pg.Initialised() {
+	if !a.pg.Initialised() {
+		return refuse("there is no data directory")
+	}
+	if a.pg.Running() {
 		return nil
 	}
 	begun := a.pg.NewestTimeline()
@@ -153,18 +158,11 @@ func (s *State) promotable(term uint64) error {
 }
 
 func (a *Agent) promote(ctx context.Context, term uint64, cohort *quorum.Cohort) error {
-	if !a.pg.Initialised() {
-		return refuse("there is no data directory")
-	}
 	steps := newSteps()
-	if !a.pg.Running() {
-		if err := a.start(ctx, postgres.AsStandby, postgres.Runtime{Sync: postgres.Nobody}); err != nil {
-			return err
-		}
-	} else if err := a.pg.StopReceiver(ctx); err != nil {
+	if err := a.pg.StopReceiver(ctx); err != nil {
 		return err
 	}
-	steps.done("ready")
+	steps.done("receiver stopped")
 	if err := a.pg.WriteSynchronous(cohort.Members, cohort.Acks); err != nil {
 		return err
 	}

@@ -64,14 +64,10 @@ func TestPromise(t *testing.T) {
 // What was only heard of a failed promotion elsewhere must not name the term of one's own, should it pick the same number
 // and be interrupted.
 func TestAnInterruptedPromotionOnANumberHeardOf(t *testing.T) {
-	heard := State{Term: 6, Intent: 6, Timelines: map[uint32]uint64{1: 1, 6: 4, 7: 5}}
-	s := heard.clone()
+	s := State{Term: 6, Intent: 6, Timelines: map[uint32]uint64{1: 1, 6: 4, 7: 5}}
 	s.forgetHearsay(6)
 	s.attribute(7)
 	require.Equal(t, map[uint32]uint64{1: 1, 6: 4, 7: 6}, s.Timelines)
-	s = heard.clone()
-	s.forgetHearsay(0) // where the log ends is not known
-	require.Equal(t, heard, s)
 }
 
 func TestUnattributed(t *testing.T) {

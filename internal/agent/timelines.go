@@ -93,7 +93,5 @@ func (a *Agent) lastTimeline() uint32 {
 // A promotion may pick the same number as a failed one of another instance; were it interrupted then, its timeline would
 // be taken for the other's.
 func (s *State) forgetHearsay(own uint32) {
-	if own != 0 {
-		maps.DeleteFunc(s.Timelines, func(tli uint32, _ uint64) bool { return tli > own })
-	}
+	maps.DeleteFunc(s.Timelines, func(tli uint32, _ uint64) bool { return tli > own })
 }

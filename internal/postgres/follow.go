@@ -94,14 +94,16 @@ func (s *Server) Runtime() Runtime { return s.runtimeNow() }
 
 // auxiliaries finds PostgreSQL's own processes of the given kinds by their titles ("postgres: NAME: walreceiver …"). They
 // are children of the postmaster.
-func (s *Server) auxiliaries(kinds ...string) []int {
+func (s *Server) auxiliaries(kinds ...string) []int { return s.auxiliariesAmong(s.procs.children, kinds...) }
+
+func (s *Server) auxiliariesAmong(children func(parent int) []int, kinds ...string) []int {
 	life := s.current()
 	if life == nil || closed(life.exited) {
 		return nil
 	}
 	prefix := "postgres: " + s.conf.Instance + ": "
 	var pids []int
-	for _, pid := range s.procs.children(life.pid) {
+	for _, pid := range children(life.pid) {
 		title, ok := strings.CutPrefix(s.procs.title(pid), prefix)
 		if !ok {
 			continue
@@ -160,6 +162,9 @@ func (s *Server) StopReceiver(ctx context.Context) error {
 	begun := time.Now()
 	for {
 		pids := s.auxiliaries("walreceiver")
+		if len(pids) == 0 {
+			pids = s.auxiliariesAmong(s.procs.childrenOf, "walreceiver") // that there is none has to be certain
+		}
 		if len(pids) == 0 {
 			if s.Running() {
 				return nil

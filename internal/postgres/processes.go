@@ -205,7 +205,11 @@ func (p *Processes) children(pid int) []int {
 		}
 		return out
 	}
-	var out []int
+	return p.childrenOf(pid)
+}
+
+// childrenOf is children without the kernel's list, which may lack one while another of them ends (proc(5)).
+func (p *Processes) childrenOf(pid int) (out []int) {
 	for _, child := range p.list() {
 		if st, err := p.stat(child); err == nil && st.parent == pid {
 			out = append(out, child)
