@@ -94,7 +94,9 @@ func (s *Server) Runtime() Runtime { return s.runtimeNow() }
 
 // auxiliaries finds PostgreSQL's own processes of the given kinds by their titles ("postgres: NAME: walreceiver …"). They
 // are children of the postmaster.
-func (s *Server) auxiliaries(kinds ...string) []int { return s.auxiliariesAmong(s.procs.children, kinds...) }
+func (s *Server) auxiliaries(kinds ...string) []int {
+	return s.auxiliariesAmong(s.procs.children, kinds...)
+}
 
 func (s *Server) auxiliariesAmong(children func(parent int) []int, kinds ...string) []int {
 	life := s.current()
