@@ -52,7 +52,7 @@ func (a *Agent) Follow(ctx context.Context, req *agentpb.FollowRequest) (*agentp
 			return nil, failed(err)
 		}
 	}
-	stale, err := a.acceptFollow(ctx, agentapi.TimelineTermsFromPB(req.GetTimelineTerms()), whom, req.GetRewindTimeoutMs() > 0)
+	stale, err := a.acceptFollow(ctx, req.GetTimelineTerms(), whom, req.GetRewindTimeoutMs() > 0)
 	if err != nil {
 		return nil, failed(err)
 	}
@@ -67,6 +67,24 @@ func (a *Agent) Follow(ctx context.Context, req *agentpb.FollowRequest) (*agentp
 		}
 	}
 	return a.follow(ctx, whom, time.Duration(req.GetRewindTimeoutMs())*time.Millisecond)
+}
+
+// learnTimeline has a running standby, whose receiver is stopped and whose WAL ends at end, know the new primary's timeline
+// before it connects. Not one of a number that was heard of already: whose that is has to be compared first. Failing costs
+// time and nothing else.
+func (a *Agent) learnTimeline(timelines []*agentpb.TimelineTerm, end postgres.Position) {
+	st := a.snapshot()
+	if st.Diverged != "" || st.Rewinding || !a.pg.Running() {
+		return
+	}
+	for _, t := range timelines {
+		if _, heard := st.Timelines[t.GetTimeline()]; heard || t.GetHistory() == "" {
+			continue
+		}
+		if err := a.pg.LearnTimeline(t.GetTimeline(), t.GetHistory(), end); err != nil {
+			a.log.Warn("the new primary's timeline is left to PostgreSQL", "timeline", t.GetTimeline(), "error", err)
+		}
+	}
 }
 
 // followLater changes whom a copy under way follows in the end. Of timelines that the copy does not have, or not yet, all is
@@ -85,13 +103,15 @@ func (a *Agent) followLater(ctx context.Context, seed *seeding, req *agentpb.Fol
 
 // acceptFollow persists whom to follow and the terms of its timelines, before any of its WAL is taken. stale are
 // timelines that this instance has heard of from an earlier primary, and that have begun in another term on this one.
-func (a *Agent) acceptFollow(ctx context.Context, theirs map[uint32]uint64, whom *Target, rewind bool) (stale []uint32, err error) {
-	own := a.timeline(ctx)
+func (a *Agent) acceptFollow(ctx context.Context, timelines []*agentpb.TimelineTerm, whom *Target, rewind bool) (stale []uint32, err error) {
+	end, theirs := a.end(ctx), agentapi.TimelineTermsFromPB(timelines)
+	// Early, so that PostgreSQL has looked at it when it is told to connect.
+	a.learnTimeline(timelines, end)
 	err = a.update(ctx, func(s *State) (err error) {
 		if s.Rewindable && rewind {
 			s.Diverged, s.Rewindable = "", false
 		}
-		stale, err = s.follow(whom, theirs, own)
+		stale, err = s.follow(whom, theirs, end.Timeline)
 		return err
 	})
 	return stale, err
@@ -140,27 +160,30 @@ func (s *State) follow(whom *Target, theirs map[uint32]uint64, own uint32) (stal
 }
 
 // timeline is that of the last record here, 0 if it cannot be known.
-func (a *Agent) timeline(ctx context.Context) uint32 {
+func (a *Agent) timeline(ctx context.Context) uint32 { return a.end(ctx).Timeline }
+
+// end is where the WAL here ends, with timeline 0 if that cannot be known. Of a stopped standby only the timeline is.
+func (a *Agent) end(ctx context.Context) postgres.Position {
 	ctx, cancel := context.WithTimeout(ctx, compareTimeout)
 	defer cancel()
 	if a.pg.Running() {
 		pos, err := a.pg.Position(ctx)
 		if err != nil {
-			return 0
+			return postgres.Position{}
 		}
-		return pos.Timeline
+		return pos
 	}
 	control, err := a.pg.Control(ctx)
 	if err != nil {
-		return 0
+		return postgres.Position{}
 	}
 	if control.WasPrimary() {
 		if pos, err := a.stoppedEnd(ctx, control); err == nil {
-			return pos.Timeline
+			return pos
 		}
-		return 0
+		return postgres.Position{}
 	}
-	return max(control.Checkpoint.Timeline, control.MinRecovery.Timeline)
+	return postgres.Position{Timeline: max(control.Checkpoint.Timeline, control.MinRecovery.Timeline)}
 }
 
 // endIntent ends an interrupted promotion for good: whatever timeline it has begun is attributed to its term.

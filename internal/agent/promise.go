@@ -26,6 +26,9 @@ func (a *Agent) Promise(ctx context.Context, req *agentpb.PromiseRequest) (*agen
 		return nil, err
 	}
 	defer done()
+	if err := a.awaitReceiver(ctx, req); err != nil {
+		return nil, failed(err)
+	}
 	begun := time.Now()
 	if up := a.snapshot().Follow; up != nil {
 		a.askTimeline(ctx, *up) // the last moment: a promise forgets whom it followed
@@ -43,6 +46,21 @@ func (a *Agent) Promise(ctx context.Context, req *agentpb.PromiseRequest) (*agen
 	a.log.Info("promised", "persisted", persisted.Sub(begun).Round(100*time.Microsecond).String(), "revoked", took(persisted), "term", req.GetTerm(), "coordinator", req.GetCoordinator(), "walTerm", reply.GetFlushed().GetWalTerm(),
 		"lsn", postgres.LSN(reply.GetFlushed().GetLsn()).String(), "wasPrimary", reply.GetWasPrimary())
 	return reply, nil
+}
+
+// awaitReceiver lets the WAL receiver end by itself, if that was asked for. Nothing is promised yet, so whatever ends this
+// wait early, a higher term for one, leaves nothing behind.
+func (a *Agent) awaitReceiver(ctx context.Context, req *agentpb.PromiseRequest) error {
+	if req.GetAfterReceiverMs() <= 0 {
+		return nil
+	}
+	if err := lowerTerm(a.snapshot().Term, req.GetTerm()); err != nil {
+		return err
+	}
+	begun := time.Now()
+	ended := a.pg.AwaitReceiverEnd(ctx, time.Duration(req.GetAfterReceiverMs())*time.Millisecond)
+	a.log.Info("waited for the end of the WAL receiver", "ended", ended, "took", took(begun))
+	return context.Cause(ctx)
 }
 
 // acceptPromise persists the promise. A primary on a volume that does not take it is stopped all the same: it can

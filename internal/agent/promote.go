@@ -115,7 +115,13 @@ func (a *Agent) Promote(ctx context.Context, req *agentpb.PromoteRequest) (*agen
 		return nil, failed(err)
 	}
 	a.log.Info("promoted", "term", req.GetTerm(), "coordinator", req.GetCoordinator(), "took", took(begun))
-	return a.commandReply(), nil
+	reply := a.commandReply()
+	for _, t := range reply.GetStatus().GetTimelineTerms() {
+		if t.GetTerm() == req.GetTerm() {
+			t.History = a.pg.HistoryOf(t.GetTimeline())
+		}
+	}
+	return reply, nil
 }
 
 // recover starts a PostgreSQL that is down, as a standby of nobody, before anything of a promotion is remembered. Recovery may take

@@ -138,12 +138,19 @@ func (s *shardUnderTest) planned(ctx context.Context, term uint64, old, next, ot
 	require.NoError(t, err)
 	t.Logf("drain: %v", time.Since(begun).Round(time.Microsecond))
 	step := time.Now()
+	var p *agentpb.PromiseReply
+	promised := make(chan error, 1)
+	go func() {
+		var err error
+		p, err = next.client.Promise(ctx, &agentpb.PromiseRequest{Term: term, AfterReceiverMs: 3000})
+		t.Logf("promise: %v", time.Since(step).Round(time.Microsecond))
+		promised <- err
+	}()
 	d, err := old.client.Demote(ctx, &agentpb.DemoteRequest{Term: term, TimeoutMs: 3000, Candidate: next.name})
 	require.NoError(t, err)
 	t.Logf("demote: %v", time.Since(step).Round(time.Microsecond))
 	require.True(t, d.GetCleanShutdown())
-	p, err := next.client.Promise(ctx, &agentpb.PromiseRequest{Term: term})
-	require.NoError(t, err)
+	require.NoError(t, <-promised)
 	require.Equal(t, postgres.LSN(d.GetFlushed().GetLsn()).String(), postgres.LSN(p.GetFlushed().GetLsn()).String(), "the candidate has the shutdown checkpoint")
 	require.Equal(t, d.GetFlushed().GetWalTerm(), p.GetFlushed().GetWalTerm())
 	s.takeOver(ctx, "PRS", &agentpb.Cohort{Term: term, Primary: next.name, Members: []string{old.name, other.name}, Acks: 1}, other)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -44,7 +45,7 @@ func (s *Server) InstallTLS(dir string) error {
 func (s *Server) setGate(open bool) error {
 	s.gate.Lock()
 	defer s.gate.Unlock()
-	s.gateway = open
+	s.gateway, s.silent = open, nil
 	if open {
 		return s.openGate()
 	}
@@ -149,7 +150,13 @@ const receiverGrace = 50 * time.Millisecond
 // still send an acknowledgement. Never use SIGKILL here: the postmaster takes that for a crash and stops everything.
 // Acknowledgements already handed to the kernel may still arrive, but they are of WAL flushed before, which is in the
 // position measured afterwards.
+//
+// The proof holds as long as the gate stays shut and the postmaster lives: asked again it is not made again.
 func (s *Server) StopReceiver(ctx context.Context) error {
+	life := s.current()
+	if s.isSilent(life) {
+		return nil
+	}
 	if err := s.setGate(false); err != nil {
 		return err
 	}
@@ -169,6 +176,9 @@ func (s *Server) StopReceiver(ctx context.Context) error {
 		}
 		if len(pids) == 0 {
 			if s.Running() {
+				s.gate.Lock()
+				s.silent = life
+				s.gate.Unlock()
 				return nil
 			}
 			return s.awaitCleaned(ctx)
@@ -185,6 +195,30 @@ func (s *Server) StopReceiver(ctx context.Context) error {
 		case <-time.After(time.Millisecond):
 		}
 	}
+}
+
+// isSilent says that StopReceiver has proven of this postmaster what it proves, and that nothing has changed since.
+func (s *Server) isSilent(life *process) bool {
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	return life != nil && s.silent == life && !s.gateway && !closed(life.exited)
+}
+
+// AwaitReceiverEnd waits until the WAL receiver that runs now has ended by itself, as it does when its upstream was stopped
+// in order and has sent everything. None is an end, too. It returns false when that takes longer than within, or ctx ends.
+// A receiver that PostgreSQL starts in its place is another one.
+func (s *Server) AwaitReceiverEnd(ctx context.Context, within time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	pids := s.auxiliaries("walreceiver")
+	for slices.ContainsFunc(pids, func(pid int) bool { return syscall.Kill(pid, 0) == nil }) {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return true
 }
 
 // Promote ends recovery. It returns as soon as the server takes writes; the checkpoint comes later by itself. The

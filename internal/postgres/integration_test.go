@@ -17,6 +17,8 @@ import (
 	mrand "math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -232,6 +234,79 @@ func TestStopReceiver(t *testing.T) {
 }
 
 // The position of a standby must not go back when its receiver starts over at a segment's beginning.
+// A standby that has everything of the old timeline asks for the new one at once when it knows it before it connects.
+func TestAStandbyThatKnowsTheNewTimeline(t *testing.T) {
+	ctx := bounded(t)
+	p := newPair(t)
+	primary := p.primary(ctx)
+	next, other := p.standby(ctx, primary, "next"), p.standby(ctx, primary, "other")
+	require.NoError(t, primary.write(ctx, 10))
+	sender := func(name string) (pid int) {
+		conn, err := primary.Connect(ctx, "test")
+		require.NoError(t, err)
+		defer closeSoon(conn)
+		require.NoError(t, conn.QueryRow(ctx, "SELECT pid FROM pg_stat_replication WHERE application_name = $1", name).Scan(&pid))
+		return pid
+	}
+	var laggards []Laggard
+	require.Eventually(t, func() bool {
+		var err error
+		laggards, err = primary.Laggards(ctx, "next")
+		require.NoError(t, err)
+		return slices.Contains(laggards, Laggard{sender("other"), besideCandidate}) // once it has replied
+	}, 10*time.Second, 5*time.Millisecond)
+	without, err := primary.Laggards(ctx, "")
+	require.NoError(t, err)
+	for _, l := range without {
+		require.NotContains(t, []int{sender("next"), sender("other")}, l.pid, "without a candidate everybody who keeps up is waited for")
+	}
+	ended := make(chan bool, 1)
+	go func() { ended <- next.AwaitReceiverEnd(ctx, 20*time.Second) }()
+	cancel := primary.DisconnectSoon(laggards)
+	clean, err := primary.Stop(ctx, Fast)
+	cancel()
+	require.NoError(t, err)
+	require.True(t, clean)
+	require.True(t, <-ended, "the receiver ends when the primary has sent everything")
+
+	require.NoError(t, next.StopReceiver(ctx))
+	require.True(t, next.isSilent(next.current()))
+	promoted, err := next.Promote(ctx)
+	require.NoError(t, err)
+	history := next.HistoryOf(promoted.Timeline)
+	require.NotEmpty(t, history)
+
+	require.NoError(t, other.StopReceiver(ctx))
+	end, err := other.Position(ctx)
+	require.NoError(t, err)
+	behind := end
+	behind.LSN--
+	require.NoError(t, other.LearnTimeline(promoted.Timeline, history, behind))
+	require.Empty(t, other.HistoryOf(promoted.Timeline), "one that lacks something is left to PostgreSQL")
+	require.Error(t, other.LearnTimeline(promoted.Timeline, "nonsense", end))
+	require.NoError(t, other.LearnTimeline(promoted.Timeline, history, end))
+	require.Equal(t, history, other.HistoryOf(promoted.Timeline))
+	require.Eventually(t, func() bool {
+		return strings.Contains(string(other.logs.Tail(4000)), fmt.Sprintf("new target timeline is %d", promoted.Timeline))
+	}, 10*time.Second, 5*time.Millisecond)
+	require.NoError(t, other.Follow(next.upstream()))
+	require.False(t, other.isSilent(other.current()), "the gate was opened")
+	require.Eventually(t, func() bool {
+		return strings.Contains(string(other.logs.Tail(4000)), fmt.Sprintf("on timeline %d\n", promoted.Timeline))
+	}, 10*time.Second, 5*time.Millisecond)
+	log := string(other.logs.Tail(4000))
+	require.NotContains(t, log, "fetching timeline history")
+	require.NotContains(t, log, "restarted WAL streaming")
+	require.NoError(t, next.SetSynchronous(ctx, []string{"other"}, 1))
+	require.NoError(t, next.write(ctx, 10), "it acknowledges")
+	require.Eventually(t, func() bool {
+		at, err := next.Position(ctx)
+		require.NoError(t, err)
+		mine, err := other.Position(ctx)
+		return err == nil && mine == at
+	}, 10*time.Second, 5*time.Millisecond)
+}
+
 func TestPositionAfterARestart(t *testing.T) {
 	ctx := bounded(t)
 	p := newPair(t)
@@ -400,7 +475,8 @@ func TestRewind(t *testing.T) {
 	up := next.upstream()
 	require.NoError(t, old.Start(ctx, AsStandby, Runtime{Upstream: &up, Sync: Nobody}))
 	require.NoError(t, next.SetSynchronous(ctx, []string{"primary"}, 1))
-	require.NoError(t, next.write(ctx, 10))
+	require.NoError(t, next.SetSynchronous(ctx, []string{"other"}, 1))
+	require.NoError(t, next.write(ctx, 10), "it acknowledges")
 }
 
 func TestAccess(t *testing.T) {

@@ -30,6 +30,8 @@ type Server struct {
 	// gate guards the file conf.gateKey(): see StopReceiver.
 	gate    sync.Mutex
 	gateway bool // whether the gate is open
+	// silent is the postmaster of which StopReceiver has proven that it receives nothing; nil when the gate was touched since.
+	silent *process
 
 	sync applied
 	warm *warm

@@ -164,9 +164,19 @@ func (f *fakeShard) Status(ctx context.Context, name string) (s Status, err erro
 	return s, err
 }
 
-func (f *fakeShard) Promise(ctx context.Context, name string, term uint64) (p quorum.Promise, err error) {
-	err = f.call(ctx, "Promise", name, func() error {
+func (f *fakeShard) Promise(ctx context.Context, name string, term uint64, after time.Duration) (p quorum.Promise, err error) {
+	method := "Promise"
+	if after > 0 {
+		method = "PromiseAfter"
+	}
+	err = f.call(ctx, method, name, func() error {
 		i, err := f.accept(name, term)
+		for end := time.Now().Add(after); err == nil && i.Source != "" && ctx.Err() == nil && time.Now().Before(end); {
+			f.mu.Unlock()
+			time.Sleep(time.Millisecond)
+			f.mu.Lock()
+			i, err = f.accept(name, term)
+		}
 		if err != nil {
 			return err
 		}
@@ -214,7 +224,7 @@ func (f *fakeShard) Promote(ctx context.Context, name string, c quorum.Cohort) (
 		require.Equal(f.t, name, c.Primary)
 		i.Role, i.Term, i.cohort, i.Source = RolePrimary, c.Term, c, ""
 		i.Position = quorum.Position{WALTerm: c.Term, LSN: i.Position.LSN + 10}
-		tl = []Timeline{{1, 1}, {2, c.Term}}
+		tl = []Timeline{{ID: 1, Term: 1}, {ID: 2, Term: c.Term}}
 		return nil
 	})
 	return tl, err

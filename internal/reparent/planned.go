@@ -159,11 +159,42 @@ func (r *run) disturb(ctx context.Context) error {
 		return r.undo(ctx, ctx.Err())
 	}
 	ctx = context.WithoutCancel(ctx)
+	return r.demote(ctx)
+}
+
+// demote stops the old primary, which ships everything to the candidate first, and has the candidate promise as soon as
+// there is nothing more to come. Both promises are like any others: what they prove, and who may be promoted, the
+// takeover decides. Should the candidate's be missing, or lack something, it asks everybody.
+func (r *run) demote(ctx context.Context) error {
 	end := r.phase(PhaseDemote)
-	term, candidate := r.term, r.prefer
-	p, err := one(ctx, r.Runtime, r.lim.Demote+r.lim.Promise, func(ctx context.Context) (quorum.Promise, error) {
-		return r.Agents.Demote(ctx, r.old, term, candidate, r.lim.Demote)
-	})
+	term, old, candidate, within := r.term, r.old, r.prefer, r.lim.Demote
+	var err error = context.DeadlineExceeded
+	var stopped, promised quorum.Promise
+	each(ctx, r.Runtime, within+r.lim.Promise, 2,
+		func(ctx context.Context, i int) (quorum.Promise, error) {
+			if i == 0 {
+				return r.Agents.Demote(ctx, old, term, candidate, within)
+			}
+			return r.Agents.Promise(ctx, candidate, term, within)
+		},
+		func(i int, p quorum.Promise, e error) time.Duration {
+			switch {
+			case i == 0:
+				if stopped, err = p, e; err != nil {
+					return Enough
+				}
+				return r.lim.Promise // for the candidate: it was alive a moment ago
+			case e == nil && p.Instance == candidate && p.Term == term && p.Position.WALTerm > 0:
+				promised = p
+			case r.overtaken(e):
+				stopped, err = quorum.Promise{}, e
+				return Enough
+			}
+			return All
+		})
+	if promised.Instance != "" {
+		r.promises = append(r.promises, promised)
+	}
 	if r.overtaken(err) {
 		end("%v", err)
 		return err
@@ -174,8 +205,8 @@ func (r *run) disturb(ctx context.Context) error {
 		r.following = nil
 		return nil
 	}
-	end("%s stopped at %v", r.old, p.Position)
-	r.promises = append(r.promises, p)
+	r.promises = append(r.promises, stopped)
+	end("%s stopped at %v; %s has promised at %v", r.old, stopped.Position, candidate, promised.Position)
 	return nil
 }
 

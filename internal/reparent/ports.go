@@ -68,6 +68,8 @@ type Status struct {
 type Timeline struct {
 	ID   uint32
 	Term uint64
+	// History is what Promote answers of the timeline it has begun, for those who follow; the coordinator only passes it on.
+	History string
 }
 
 // Agents are the instances' agents. Calls are by instance name; the adapter knows addresses. A call carries the term it
@@ -80,7 +82,10 @@ type Agents interface {
 	// not whole), or with one that is only a lower bound, proves nothing: adapters return an error for it. An instance
 	// that merely could not follow its last primary (diverged) has a position and must answer it: that primary may never
 	// have been established, and the instance may hold the only copy. Promising makes it a standby like any other.
-	Promise(ctx context.Context, instance string, term uint64) (quorum.Promise, error)
+	//
+	// With after the instance first lets its WAL receiver end by itself, for so long at most: it is the candidate, and its
+	// primary is being stopped in order at the same time.
+	Promise(ctx context.Context, instance string, term uint64, after time.Duration) (quorum.Promise, error)
 	// Demote is Promise for a primary that is to stop in order: all WAL is shipped to the candidate first, and to the other
 	// standbys as far as that costs no time. After timeout it is stopped at once. The position is that of the shutdown
 	// record when it stopped in order.

@@ -297,7 +297,7 @@ func TestEmergencyReparent(t *testing.T) {
 // shard ends with at most one primary, that the outcome says what is the case, and that it ends in time.
 func TestEveryCallFails(t *testing.T) {
 	methods := []string{"Load", "Store", "Open", "Close"}
-	for _, m := range []string{"Status", "Promise", "Demote", "Promote", "Establish", "Follow", "Checkpoint", "Drain", "Undrain"} {
+	for _, m := range []string{"Status", "Promise", "PromiseAfter", "Demote", "Promote", "Establish", "Follow", "Checkpoint", "Drain", "Undrain"} {
 		for _, n := range []string{"p", "a", "b"} {
 			methods = append(methods, m+" "+n)
 		}

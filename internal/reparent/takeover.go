@@ -64,10 +64,11 @@ func (r *run) field() field {
 }
 
 // revoke collects promises until a choice can be made, and a moment longer for those that are likely to answer. The
-// old primary is asked like everybody: its answer is welcome and not waited for.
+// old primary is asked like everybody: its answer is welcome and not waited for. A planned reparent whose candidate has
+// promised while the old primary stopped needs nobody else.
 func (r *run) revoke(ctx context.Context) (choice, error) {
 	ch, err := r.field().choose()
-	if err == nil && r.asked {
+	if err == nil && (r.asked || r.req.Kind == Planned && ch.cohort.Primary == r.prefer) {
 		return ch, nil
 	}
 	r.asked = true
@@ -86,7 +87,7 @@ func (r *run) revoke(ctx context.Context) (choice, error) {
 	term := r.term
 	each(ctx, r.Runtime, r.lim.Promise, len(ask),
 		func(ctx context.Context, i int) (quorum.Promise, error) {
-			return r.Agents.Promise(ctx, ask[i].Name, term)
+			return r.Agents.Promise(ctx, ask[i].Name, term, 0)
 		},
 		func(i int, p quorum.Promise, e error) time.Duration {
 			if ask[i].Reachable {

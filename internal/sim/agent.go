@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"theseus.dev/theseus/internal/quorum"
@@ -94,14 +95,23 @@ func (a *agent) command(term uint64, act func() (any, error)) (any, error) {
 	return act()
 }
 
-func (a *agent) promise(term uint64) (any, error) {
+func (a *agent) promise(term uint64, after time.Duration) (any, error) {
 	return a.command(term, func() (any, error) {
+		a.awaitReceiver(after)
 		if err := a.promisable(term); err != nil {
 			return nil, err
 		}
 		a.acceptPromise(term)
 		return a.revoke()
 	})
+}
+
+// awaitReceiver lets the WAL receiver end by itself, for so long at most.
+func (a *agent) awaitReceiver(within time.Duration) {
+	receiver, until := a.i.pg.receiver, a.w.s.now+within
+	for receiver != nil && a.i.pg.receiver == receiver && a.w.s.now < until {
+		a.w.s.sleep(time.Millisecond)
+	}
 }
 
 func (a *agent) promisable(term uint64) error {
@@ -274,7 +284,7 @@ func (a *agent) demote(term uint64, candidate string, timeout time.Duration) (an
 }
 
 // stopInOrder is a fast shutdown: no more writes, a last record, all of it shipped to the candidate. The other standbys are
-// disconnected and get what is under way.
+// disconnected, at once or when they have had a moment, and get what is under way.
 func (a *agent) stopInOrder(candidate string, timeout time.Duration) {
 	pg, s := a.i.pg, a.w.s
 	until := s.now + timeout
@@ -282,12 +292,16 @@ func (a *agent) stopInOrder(candidate string, timeout time.Duration) {
 	pg.waiting = nil
 	epoch := pg.proc.epoch
 	last := pg.insert(pg.written.tl)
-	for _, c := range slices.Clone(pg.senders) {
-		if candidate != "" && c.down.name != candidate {
-			a.w.close(c, a.i)
-		}
+	moment := s.now
+	if s.chance(0.5) {
+		moment += 60 * time.Millisecond
 	}
 	for pg.proc.epoch == epoch && s.now < until {
+		for _, c := range slices.Clone(pg.senders) {
+			if candidate != "" && c.down.name != candidate && s.now >= moment {
+				a.w.close(c, a.i)
+			}
+		}
 		shipped := pg.flushed.end() >= last.lsn
 		for _, c := range pg.senders {
 			shipped = shipped && c.flushed >= last.lsn
@@ -354,7 +368,13 @@ func (a *agent) promote(c quorum.Cohort) (any, error) {
 			s.intent, s.primary, s.cohort = 0, true, c
 		})
 		a.changed()
-		return a.timelines(), nil
+		timelines := a.timelines()
+		for i := range timelines {
+			if timelines[i].ID == tli {
+				timelines[i].History = strconv.FormatUint(begun.tl.start, 10)
+			}
+		}
+		return timelines, nil
 	})
 }
 

@@ -236,11 +236,11 @@ func (p ports) Status(_ context.Context, name string) (reparent.Status, error) {
 	return v.(reparent.Status), nil
 }
 
-func (p ports) Promise(_ context.Context, name string, term uint64) (quorum.Promise, error) {
+func (p ports) Promise(_ context.Context, name string, term uint64, after time.Duration) (quorum.Promise, error) {
 	if p.o.w.v.SkipRevoke {
 		return p.forged(name, term)
 	}
-	v, err := p.agent(name, func(a *agent) (any, error) { return a.promise(term) })
+	v, err := p.agent(name, func(a *agent) (any, error) { return a.promise(term, after) })
 	if err != nil {
 		p.o.w.trace("%s: %s does not promise term %d: %v", p.o.name, name, term, err)
 		return quorum.Promise{}, err
@@ -255,7 +255,7 @@ func (p ports) forged(name string, term uint64) (quorum.Promise, error) {
 	if i == nil || !i.up || i.agent.proc.frozen || p.o.w.link(p.o.machine, i.machine).cut {
 		return quorum.Promise{Instance: name, Term: term, Position: quorum.Position{WALTerm: 1, LSN: 1}}, nil
 	}
-	v, err := p.agent(name, func(a *agent) (any, error) { return a.promise(term) })
+	v, err := p.agent(name, func(a *agent) (any, error) { return a.promise(term, 0) })
 	if err != nil {
 		return quorum.Promise{Instance: name, Term: term, Position: quorum.Position{WALTerm: 1, LSN: 1}}, nil
 	}

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"strconv"
 	"time"
 
 	"theseus.dev/theseus/internal/quorum"
@@ -102,6 +103,7 @@ func (a *agent) attach(o followOrder) (any, error) {
 	if pg.upstream != o.primary {
 		pg.stopReceiver()
 		a.settle()
+		a.learnTimeline(o.timelines)
 		pg.upstream = o.primary
 		pg.reconnect()
 	}
@@ -120,6 +122,15 @@ func (a *agent) attach(o followOrder) (any, error) {
 		return nil, reparent.ErrDiverged
 	}
 	return a.rewind(up)
+}
+
+// learnTimeline has the server hear of the new primary's timeline, if that begins exactly where its own log ends.
+func (a *agent) learnTimeline(timelines []reparent.Timeline) {
+	for _, t := range timelines {
+		if start, err := strconv.ParseUint(t.History, 10, 64); err == nil && start == a.i.pg.flushed.end()+1 {
+			a.i.pg.newest = max(a.i.pg.newest, t.ID)
+		}
+	}
 }
 
 // rewind is pg_rewind: it destroys before it repairs.

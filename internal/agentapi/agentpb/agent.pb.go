@@ -281,9 +281,11 @@ func (x *Cohort) GetRevision() uint64 {
 
 // TimelineTerm says in which term a timeline began.
 type TimelineTerm struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Timeline      uint32                 `protobuf:"varint,1,opt,name=timeline,proto3" json:"timeline,omitempty"`
-	Term          uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Timeline uint32                 `protobuf:"varint,1,opt,name=timeline,proto3" json:"timeline,omitempty"`
+	Term     uint64                 `protobuf:"varint,2,opt,name=term,proto3" json:"term,omitempty"`
+	// Of the timeline that a promotion has begun, in the answer to Promote and so in Follow: the text of its history file.
+	History       string `protobuf:"bytes,3,opt,name=history,proto3" json:"history,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -330,6 +332,13 @@ func (x *TimelineTerm) GetTerm() uint64 {
 		return x.Term
 	}
 	return 0
+}
+
+func (x *TimelineTerm) GetHistory() string {
+	if x != nil {
+		return x.History
+	}
+	return ""
 }
 
 // Endpoint is how to reach an instance: its name (application_name, TLS server name) and its address.
@@ -1342,11 +1351,14 @@ func (x *SeedRequest) GetDiscard() bool {
 }
 
 type PromiseRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
-	Coordinator   string                 `protobuf:"bytes,2,opt,name=coordinator,proto3" json:"coordinator,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Term        uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
+	Coordinator string                 `protobuf:"bytes,2,opt,name=coordinator,proto3" json:"coordinator,omitempty"`
+	// Wait until the WAL receiver has ended by itself, this long at most: for the candidate of a planned reparent, whose
+	// primary is being stopped meanwhile and sends it everything first. 0 does not wait.
+	AfterReceiverMs int64 `protobuf:"varint,3,opt,name=after_receiver_ms,json=afterReceiverMs,proto3" json:"after_receiver_ms,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *PromiseRequest) Reset() {
@@ -1391,6 +1403,13 @@ func (x *PromiseRequest) GetCoordinator() string {
 		return x.Coordinator
 	}
 	return ""
+}
+
+func (x *PromiseRequest) GetAfterReceiverMs() int64 {
+	if x != nil {
+		return x.AfterReceiverMs
+	}
+	return 0
 }
 
 type PromiseReply struct {
@@ -2624,10 +2643,11 @@ const file_internal_agentapi_agentpb_agent_proto_rawDesc = "" +
 	"\aprimary\x18\x02 \x01(\tR\aprimary\x12\x18\n" +
 	"\amembers\x18\x03 \x03(\tR\amembers\x12\x12\n" +
 	"\x04acks\x18\x04 \x01(\rR\x04acks\x12\x1a\n" +
-	"\brevision\x18\x05 \x01(\x04R\brevision\">\n" +
+	"\brevision\x18\x05 \x01(\x04R\brevision\"X\n" +
 	"\fTimelineTerm\x12\x1a\n" +
 	"\btimeline\x18\x01 \x01(\rR\btimeline\x12\x12\n" +
-	"\x04term\x18\x02 \x01(\x04R\x04term\"~\n" +
+	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x18\n" +
+	"\ahistory\x18\x03 \x01(\tR\ahistory\"~\n" +
 	"\bEndpoint\x12\x1a\n" +
 	"\binstance\x18\x01 \x01(\tR\binstance\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12#\n" +
@@ -2729,10 +2749,11 @@ const file_internal_agentapi_agentpb_agent_proto_rawDesc = "" +
 	"\x06source\x18\x02 \x01(\v2\x1a.theseus.agent.v1.EndpointR\x06source\x124\n" +
 	"\aprimary\x18\x03 \x01(\v2\x1a.theseus.agent.v1.EndpointR\aprimary\x12E\n" +
 	"\x0etimeline_terms\x18\x04 \x03(\v2\x1e.theseus.agent.v1.TimelineTermR\rtimelineTerms\x12\x18\n" +
-	"\adiscard\x18\x05 \x01(\bR\adiscard\"F\n" +
+	"\adiscard\x18\x05 \x01(\bR\adiscard\"r\n" +
 	"\x0ePromiseRequest\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12 \n" +
-	"\vcoordinator\x18\x02 \x01(\tR\vcoordinator\"\x88\x02\n" +
+	"\vcoordinator\x18\x02 \x01(\tR\vcoordinator\x12*\n" +
+	"\x11after_receiver_ms\x18\x03 \x01(\x03R\x0fafterReceiverMs\"\x88\x02\n" +
 	"\fPromiseReply\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x124\n" +
 	"\aflushed\x18\x02 \x01(\v2\x1a.theseus.agent.v1.PositionR\aflushed\x12E\n" +

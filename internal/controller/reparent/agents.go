@@ -174,9 +174,9 @@ func promiseOf(instance string, r *agentpb.PromiseReply) (quorum.Promise, error)
 }
 
 // Promise implements reparent.Agents.
-func (a *agents) Promise(ctx context.Context, instance string, term uint64) (p quorum.Promise, err error) {
+func (a *agents) Promise(ctx context.Context, instance string, term uint64, after time.Duration) (p quorum.Promise, err error) {
 	err = a.call(ctx, instance, term, func(ctx context.Context, c agentpb.AgentClient) error {
-		r, err := c.Promise(ctx, &agentpb.PromiseRequest{Term: term, Coordinator: a.coordinator})
+		r, err := c.Promise(ctx, &agentpb.PromiseRequest{Term: term, Coordinator: a.coordinator, AfterReceiverMs: after.Milliseconds()})
 		if err == nil {
 			p, err = promiseOf(instance, r)
 		}
@@ -202,7 +202,7 @@ func (a *agents) Promote(ctx context.Context, instance string, cohort quorum.Coh
 	err = a.call(ctx, instance, cohort.Term, func(ctx context.Context, c agentpb.AgentClient) error {
 		r, err := c.Promote(ctx, &agentpb.PromoteRequest{Term: cohort.Term, Cohort: agentapi.CohortToPB(&cohort), Coordinator: a.coordinator})
 		for _, t := range r.GetStatus().GetTimelineTerms() {
-			timelines = append(timelines, reparent.Timeline{ID: t.GetTimeline(), Term: t.GetTerm()})
+			timelines = append(timelines, reparent.Timeline{ID: t.GetTimeline(), Term: t.GetTerm(), History: t.GetHistory()})
 		}
 		return err
 	})
@@ -233,7 +233,7 @@ func (a *agents) Follow(ctx context.Context, instance string, term uint64, prima
 	}
 	req := &agentpb.FollowRequest{Term: term, Primary: endpoint}
 	for _, t := range timelines {
-		req.TimelineTerms = append(req.TimelineTerms, &agentpb.TimelineTerm{Timeline: t.ID, Term: t.Term})
+		req.TimelineTerms = append(req.TimelineTerms, &agentpb.TimelineTerm{Timeline: t.ID, Term: t.Term, History: t.History})
 	}
 	return a.call(ctx, instance, term, func(ctx context.Context, c agentpb.AgentClient) error {
 		r, err := c.Follow(ctx, req)

@@ -133,7 +133,7 @@ func TestErrorsOfAgents(t *testing.T) {
 			a := newAgents(dialling(c.agent, &dials, c.dial), types.NamespacedName{}, "me", endpoints)
 			defer a.Close()
 			for range 2 {
-				_, err := a.Promise(t.Context(), "a", 5)
+				_, err := a.Promise(t.Context(), "a", 5, 0)
 				require.Error(t, err)
 				var over *reparent.OvertakenError
 				if c.overtaken > 0 {
@@ -149,7 +149,7 @@ func TestErrorsOfAgents(t *testing.T) {
 	t.Run("no address", func(t *testing.T) {
 		dials := 0
 		a := newAgents(dialling(&scripted{}, &dials, nil), types.NamespacedName{}, "me", endpoints)
-		_, err := a.Promise(t.Context(), "b", 5)
+		_, err := a.Promise(t.Context(), "b", 5, 0)
 		require.ErrorContains(t, err, "no address")
 		require.ErrorContains(t, a.Follow(t.Context(), "a", 5, "b", nil), "no address")
 	})
