@@ -91,23 +91,65 @@ func (f *fixture) replacing() []v1alpha1.Replacement {
 	return slices.DeleteFunc(list.Items, func(r v1alpha1.Replacement) bool { return r.Status.Outcome != "" })
 }
 
-// kubectl drain of the primary's node ends by itself; then of three nodes, one after another.
+// kubectl drain of each node ends by itself, one after another. Those with an instance go first, so that the last one has got
+// one by then: the primary's and those of all standbys are among them, and one more.
 func TestDrainOfNodes(t *testing.T) {
 	f := newFixture(t, nil)
 	f.waitReady()
+	before := f.instances()
 	load := f.pooled()
 	defer func() { f.uncordon(f.nodes()...) }()
-	for i := range 4 {
-		node := f.nodeOf(current(f.shard()).Primary)
-		what := "the primary's node"
-		if i > 1 { // and of standbys
-			node, what = f.nodeOf(current(f.shard()).Members[0]), "a standby's node"
+	order, free := f.occupied()
+	drained := map[string]int{}
+	for _, node := range append(order, free...) {
+		what := f.roleOn(node)
+		if what == "" {
+			continue // no instance has come to it
 		}
-		measured(t, "drain of %s took %.1f s", what, f.drained(node).Seconds())
+		measured(t, "drain of %s's node took %.1f s", what, f.drained(node).Seconds())
+		drained[what]++
 		f.whole(2)
 		f.uncordon(node)
 	}
+	require.Positive(t, drained[primaryRole])
+	require.GreaterOrEqual(t, drained[standbyRole], 2)
+	for _, in := range before {
+		require.NotContains(t, f.instances(), in, "each node that had an instance was drained")
+	}
 	load.stopAndVerify(noErrors)
+}
+
+const (
+	primaryRole = "the primary"
+	standbyRole = "a standby"
+)
+
+// roleOn says what instance a node has, "" when it has none.
+func (f *fixture) roleOn(node string) string {
+	f.t.Helper()
+	for _, in := range f.instances() {
+		switch {
+		case f.nodeOf(in) != node:
+		case in == current(f.shard()).Primary:
+			return primaryRole
+		default:
+			return standbyRole
+		}
+	}
+	return ""
+}
+
+// occupied are the nodes that have an instance, and free those that have none.
+func (f *fixture) occupied() (occupied, free []string) {
+	f.t.Helper()
+	for _, node := range f.nodes() {
+		if f.roleOn(node) == "" {
+			free = append(free, node)
+		} else {
+			occupied = append(occupied, node)
+		}
+	}
+	return occupied, free
 }
 
 // Every node at once, with as many new ones: the instances go one at a time, and the drain ends by itself.
@@ -131,16 +173,7 @@ func TestDrainOfAllNodes(t *testing.T) {
 func TestDrainWithoutRoom(t *testing.T) {
 	f := newFixture(t, nil)
 	f.waitReady()
-	var free []string
-	used := map[string]bool{}
-	for _, in := range f.instances() {
-		used[f.nodeOf(in)] = true
-	}
-	for _, n := range f.nodes() {
-		if !used[n] {
-			free = append(free, n)
-		}
-	}
+	_, free := f.occupied()
 	require.NotEmpty(t, free)
 	load := f.pooled()
 	defer func() { f.uncordon(f.nodes()...) }()
