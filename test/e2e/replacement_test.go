@@ -83,34 +83,6 @@ func TestASingleInstanceIsReplaced(t *testing.T) {
 	load.stopAndVerify(noErrors)
 }
 
-// The operator's Pods die again and again while the primary is replaced.
-func TestOperatorKilledDuringAReplacement(t *testing.T) {
-	f := newFixture(t, nil)
-	f.waitReady()
-	load := f.startLoad()
-	old := f.shard().Status.Primary
-	f.theseus("replace", old, "-n", f.namespace, "--wait", "0s")
-	rp := &v1alpha1.Replacement{ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: old + "-requested"}}
-	kills := 0
-	err := labkit.Poll(f.ctx, 1500*time.Millisecond, func(ctx context.Context) (bool, string, error) {
-		if err := kit.Client.Get(ctx, client.ObjectKeyFromObject(rp), rp); err != nil || rp.Status.Outcome != "" {
-			return err == nil, "", err
-		}
-		if kills < 6 {
-			kills++
-			f.killOperators()
-		}
-		return false, rp.Status.Waiting, nil
-	})
-	require.NoError(t, err)
-	require.Equal(t, "Succeeded", rp.Status.Outcome, rp.Status.Message)
-	measured(t, "the operator was killed %d times: %s", kills, steps(rp))
-	f.waitSettled()
-	require.Len(t, f.instances(), 3)
-	require.NotContains(t, f.instances(), old)
-	load.stopAndVerify(noErrors)
-}
-
 // The volume of a standby fills up: it leaves the cohort, is condemned and replaced.
 func TestAFullVolumeIsReplaced(t *testing.T) {
 	f := newFixture(t, func(db *v1alpha1.Database) { db.Spec.Storage.Size = resource.MustParse("512Mi") })
