@@ -18,6 +18,7 @@ import (
 
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/labkit"
+	"theseus.dev/theseus/internal/replacement"
 )
 
 // Every instance of a database is replaced, one after another, as a person would ask for it, under write load through the
@@ -270,28 +271,65 @@ func TestTheSurvivorOfTwoTakesOver(t *testing.T) {
 
 // API server, etcd and controllers go down in the middle of a replacement of the primary, for half a minute.
 func TestControlPlaneDownDuringAReplacement(t *testing.T) {
-	f := newFixture(t, nil)
-	f.waitReady()
+	t.Run("Seeding", func(t *testing.T) {
+		f := newFixture(t, nil)
+		f.waitReady()
+		f.controlPlaneDownIn(replacement.Seeding, func() {}, func() {})
+	})
+	t.Run("CatchingUp", func(t *testing.T) {
+		f := newFixture(t, nil)
+		f.waitReady()
+		placed, heal := f.primaryOutOfReach()
+		f.controlPlaneDownIn(replacement.CatchingUp, placed, heal)
+	})
+}
+
+// controlPlaneDownIn has the primary replaced and takes the control plane away in that phase, between the two calls.
+func (f *fixture) controlPlaneDownIn(phase replacement.Phase, before, meanwhile func()) {
+	f.t.Helper()
 	load := f.startLoad()
 	old := f.shard().Status.Primary
 	f.theseus("replace", old, "-n", f.namespace, "--wait", "0s")
 	rp := &v1alpha1.Replacement{ObjectMeta: metav1.ObjectMeta{Namespace: f.namespace, Name: old + "-requested"}}
-	f.eventually("its successor is being seeded", func(*v1alpha1.Shard) bool {
-		require.NoError(t, kit.Client.Get(f.ctx, client.ObjectKeyFromObject(rp), rp))
-		return rp.Status.Phase == "Seeding"
+	f.eventually("it is "+string(phase), func(*v1alpha1.Shard) bool {
+		require.NoError(f.t, kit.Client.Get(f.ctx, client.ObjectKeyFromObject(rp), rp))
+		return replacement.Phase(rp.Status.Phase) == phase
 	})
+	before()
 	f.lab("control-plane", "stop")
+	meanwhile()
 	time.Sleep(30 * time.Second)
 	f.lab("control-plane", "start")
 	f.eventually("the replacement has ended", func(*v1alpha1.Shard) bool {
-		require.NoError(t, kit.Client.Get(f.ctx, client.ObjectKeyFromObject(rp), rp))
+		require.NoError(f.t, kit.Client.Get(f.ctx, client.ObjectKeyFromObject(rp), rp))
 		return rp.Status.Outcome != ""
 	})
-	require.Equal(t, "Succeeded", rp.Status.Outcome, rp.Status.Message)
-	measured(t, "%s", steps(rp))
+	require.Equal(f.t, "Succeeded", rp.Status.Outcome, rp.Status.Message)
+	measured(f.t, "%s", steps(rp))
 	f.waitSettled()
-	require.NotContains(t, f.instances(), old)
+	require.NotContains(f.t, f.instances(), old)
 	load.stopAndVerify(noErrors)
+}
+
+// primaryOutOfReach has the primary's successor come up where everybody can be reached but the primary: it is seeded from a
+// standby, and then catches up for as long as one likes. Call placed once it has its node, and heal to let it catch up.
+func (f *fixture) primaryOutOfReach() (placed, heal func()) {
+	f.t.Helper()
+	_, free := f.occupied()
+	require.NotEmpty(f.t, free)
+	here, primary := free[0], f.nodeOf(f.shard().Status.Primary)
+	f.moveOthersOff(here, primary)
+	f.waitSettled()
+	elsewhere := slices.DeleteFunc(f.nodes(), func(n string) bool { return n == here })
+	f.t.Cleanup(func() { // also of a test that failed: the lab is shared
+		undone, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		_, _ = kit.Lab(undone, "node", "heal", here)
+		_, _ = kit.Kubectl(undone, append([]string{"uncordon"}, elsewhere...)...)
+	})
+	f.lab("node", "cut", here, "--peer", primary)
+	f.cordon(elsewhere...)
+	return func() { f.uncordon(elsewhere...) }, func() { f.lab("node", "heal", here) }
 }
 
 // The volume of the primary stalls: an emergency reparent, and then it is condemned, because what is slow has failed, even
