@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -19,6 +20,7 @@ import (
 
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/labkit"
+	"theseus.dev/theseus/internal/lifetime"
 )
 
 // pooled is the load of clients whose pool gives connections a maximum lifetime: those notice nothing when gateways move
@@ -65,13 +67,18 @@ func (f *fixture) uncordon(nodes ...string) {
 
 func (f *fixture) nodes() []string {
 	f.t.Helper()
+	return slices.Sorted(maps.Keys(f.births()))
+}
+
+// births are when each node was made.
+func (f *fixture) births() map[string]time.Time {
+	f.t.Helper()
 	list := &corev1.NodeList{}
 	require.NoError(f.t, kit.Client.List(f.ctx, list))
-	var out []string
+	out := map[string]time.Time{}
 	for i := range list.Items {
-		out = append(out, list.Items[i].Name)
+		out[list.Items[i].Name] = list.Items[i].CreationTimestamp.Time
 	}
-	slices.Sort(out)
 	return out
 }
 
@@ -230,7 +237,11 @@ func TestASingleInstanceDrains(t *testing.T) {
 	load.stopAndVerify(noErrors)
 }
 
-// Nodes live for minutes: every node there is is replaced by a new machine, with a new name in the same zone.
+// Nodes live for minutes: every node there is is replaced by a new machine, with a new name in the same zone. Those of the
+// beginning may be older than allowed already, and the plan says so for as long as one of them is there; no other one ever is.
+//
+// Whether the plan holds besides is only measured. Four nodes that go one at a time in four minutes leave it no room: twice
+// what a rotation takes is how early each has to begin, and so it depends on the machine whether it foresees that one is late.
 func TestEveryNodeIsReplaced(t *testing.T) {
 	f := newFixture(t, nil)
 	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
@@ -257,19 +268,35 @@ func TestEveryNodeIsReplaced(t *testing.T) {
 		}))
 		f.uncordon(f.nodes()...)
 	}()
-	start, oldest := time.Now(), time.Duration(0)
-	f.eventually("every node is another one", func(*v1alpha1.Shard) bool {
+	start, oldest, oldestNew := time.Now(), time.Duration(0), time.Duration(0)
+	said := map[string]bool{}
+	f.eventually("every node is another one, and the plan knows of none that is older than allowed", func(*v1alpha1.Shard) bool {
 		require.NoError(t, kit.Client.Get(f.ctx, client.ObjectKeyFromObject(p), p))
 		if p.Status.OldestNode != nil {
 			oldest = max(oldest, time.Since(p.Status.OldestNode.Time))
 		}
-		return !slices.ContainsFunc(f.nodes(), func(n string) bool { return slices.Contains(old, n) })
+		remain := false
+		for name, born := range f.births() {
+			if slices.Contains(old, name) {
+				remain = true
+			} else {
+				oldestNew = max(oldestNew, time.Since(born))
+			}
+		}
+		require.Less(t, oldestNew, maxAge+2*time.Second, "of a node that was made under the policy: %s", planSays(p))
+		require.False(t, meta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionFrozen), "there is room, and no rotation fails: %+v", p.Status.Conditions)
+		holds := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionPlanHolds)
+		if holds == nil {
+			return false
+		}
+		said[holds.Reason] = true
+		return !remain && holds.Reason != string(lifetime.DeadlineMissed)
 	})
 	for _, in := range first {
 		require.NotContains(t, f.instances(), in)
 	}
-	measured(t, "%d nodes replaced in %.0f s; oldest %.0f s of %.0f s allowed; %s", len(old), time.Since(start).Seconds(),
-		oldest.Seconds(), maxAge.Seconds(), planSays(p))
+	measured(t, "%d nodes replaced in %.0f s; oldest %.0f s, and %.0f s of those made meanwhile, of %.0f s allowed; the plan said %v; %s", len(old),
+		time.Since(start).Seconds(), oldest.Seconds(), oldestNew.Seconds(), maxAge.Seconds(), slices.Sorted(maps.Keys(said)), planSays(p))
 	load.stopAndVerify(noErrors)
 }
 
