@@ -29,11 +29,12 @@ type writing struct {
 	err    error
 
 	mu   sync.Mutex
-	last load.Progress
+	seen account
 	said []string
 }
 
-func startWriting(ctx context.Context, kit *labkit.Kit) (*writing, error) {
+// startWriting begins to write, and with that the first part of the story.
+func startWriting(ctx context.Context, kit *labkit.Kit, first story.Part) (*writing, error) {
 	uri, err := kit.AppURI(ctx, namespace, database)
 	if err != nil {
 		return nil, err
@@ -52,6 +53,7 @@ func startWriting(ctx context.Context, kit *labkit.Kit) (*writing, error) {
 		return nil, err
 	}
 	w := &writing{out: filepath.Join(dir, "load.json"), exited: make(chan struct{})}
+	w.seen.begin(first)
 	w.cmd = exec.Command(kit.Bin("lab"), "--name", kit.LabName, "client", "--", kit.Bin("theseus-load"),
 		"--interval", "10ms", "--timeout", "20s", "--max-lifetime", "10s", "--out", w.out)
 	// As pools do it: connections end by themselves before a gateway that leaves ends them.
@@ -80,7 +82,7 @@ func (w *writing) read(r io.Reader) {
 		p, ok := load.ParseProgress(lines.Text())
 		w.mu.Lock()
 		if ok {
-			w.last = p
+			w.seen.line(p)
 		} else {
 			w.said = append(w.said, lines.Text())
 		}
@@ -92,11 +94,29 @@ func (w *writing) read(r io.Reader) {
 func (w *writing) clients() story.Clients {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	ms := func(v float64) time.Duration { return time.Duration(v * float64(time.Millisecond)) }
-	return story.Clients{
-		PerSecond: w.last.PerSecond, Failed: w.last.Failed, Unknown: w.last.Unknown,
-		Stall: ms(w.last.StallMS), Longest: ms(w.last.LongestStallMS),
-	}
+	return w.seen.clients()
+}
+
+// lineLimit bounds the wait for the next line of the load, which writes one a second.
+const lineLimit = 10 * time.Second
+
+// turn begins another part of the story. It waits for a line, so that nothing of what was before is counted in it.
+func (w *writing) turn(ctx context.Context, p story.Part) error {
+	ctx, cancel := context.WithTimeout(ctx, lineLimit)
+	defer cancel()
+	before := -1
+	return labkit.Poll(ctx, 20*time.Millisecond, func(context.Context) (bool, string, error) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if before < 0 {
+			before = w.seen.lines
+		}
+		if w.seen.lines == before {
+			return false, "the load says nothing", nil
+		}
+		w.seen.begin(p)
+		return true, "", nil
+	})
 }
 
 // end stops the load, which reads everything back, and returns what it found.
@@ -117,8 +137,7 @@ func (w *writing) end(ctx context.Context) (story.Ending, error) {
 	if err := json.Unmarshal(data, s); err != nil {
 		return story.Ending{}, err
 	}
-	return story.Ending{
-		Acked: s.Acked, Errors: s.Failed + s.Unknown, Lost: s.Lost, Verified: s.Verified,
-		LongestStall: time.Duration(s.LongestStallMS * float64(time.Millisecond)),
-	}, nil
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return story.Ending{Acked: s.Acked, Lost: s.Lost, Verified: s.Verified, Parts: w.seen.end(s)}, nil
 }

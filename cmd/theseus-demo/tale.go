@@ -30,7 +30,7 @@ func tell(ctx context.Context, kit *labkit.Kit, opts options) error {
 	t := &tale{kit: kit, opts: opts, screen: newScreen(os.Stdout)}
 	fmt.Printf("\nNow everything is replaced, while clients write: instances live %s, nodes %s. Ctrl-C ends it early.\n\n", opts.instanceAge, opts.nodeAge)
 	var err error
-	if t.load, err = startWriting(ctx, kit); err != nil {
+	if t.load, err = startWriting(ctx, kit, story.Part{When: "while everything was replaced", Planned: true}); err != nil {
 		return err
 	}
 	err = t.acts(ctx)
@@ -104,6 +104,9 @@ func (t *tale) powerCut(ctx context.Context) error {
 		return errors.New("there is no primary")
 	}
 	victim := t.events.Last.Subjects[i]
+	if err := t.load.turn(ctx, story.Part{When: "from the power cut on"}); err != nil {
+		return err
+	}
 	t.say(fmt.Sprintf("power cut: %s, the machine under the primary %s", victim.Place, victim.Name))
 	if _, err := t.kit.Lab(ctx, "node", "kill", victim.Place); err != nil {
 		return err

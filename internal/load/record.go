@@ -84,8 +84,12 @@ type recorder struct {
 	lastAck   time.Time
 	writerAck []time.Time
 	s         Summary
-	latencies []float64
+	latencies []float64 // of each acknowledged operation, in the order in which they ended
 	outcomes  []writerOps
+
+	// What the line before has told: so many of the latencies. The longest stall that has ended since.
+	told   int
+	recent float64
 }
 
 // writerOps is the sequence numbers of one writer by outcome. Most are acked, so those that are not are kept.
@@ -145,9 +149,11 @@ func (r *recorder) ended(op Op) {
 
 // gap takes the time since the last acknowledgement into account; the mutex is held.
 func (r *recorder) gap(writer int, now time.Time) {
-	if stall := ms(now.Sub(r.lastAck)); stall > r.s.LongestStallMS {
+	stall := ms(now.Sub(r.lastAck))
+	if stall > r.s.LongestStallMS {
 		r.s.LongestStallMS, r.s.LongestStallAt = stall, r.lastAck
 	}
+	r.recent = max(r.recent, stall)
 	r.s.WriterStallMS[writer] = max(r.s.WriterStallMS[writer], ms(now.Sub(r.writerAck[writer])))
 }
 
@@ -163,11 +169,19 @@ func (r *recorder) summary() *Summary {
 	if s.Seconds > 0 {
 		s.PerSecond = float64(s.Acked) / s.Seconds
 	}
-	if n := len(r.latencies); n > 0 {
-		slices.Sort(r.latencies)
-		s.LatencyMS = Latency{P50: r.latencies[n/2], P99: r.latencies[n*99/100], Max: r.latencies[n-1]}
-	}
+	s.LatencyMS = distribution(r.latencies)
 	return &s
+}
+
+// distribution of latencies, which are left as they are.
+func distribution(latencies []float64) Latency {
+	n := len(latencies)
+	if n == 0 {
+		return Latency{}
+	}
+	sorted := slices.Clone(latencies)
+	slices.Sort(sorted)
+	return Latency{P50: sorted[n/2], P99: sorted[n*99/100], Max: sorted[n-1]}
 }
 
 // compare judges what was read back: there[writer] has every seq of that writer's rows.
@@ -200,21 +214,28 @@ func (r *recorder) compare(there []map[int64]bool, s *Summary) {
 func (r *recorder) report(ctx context.Context) {
 	tick := r.config.Clock.NewTicker(time.Second)
 	defer tick.Stop()
-	var before int64
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C():
 		}
-		r.mu.Lock()
-		now := r.config.Clock.Now()
-		p := Progress{
-			Seconds: now.Sub(r.start).Seconds(), PerSecond: r.s.Acked - before, Failed: r.s.Failed, Unknown: r.s.Unknown,
-			StallMS: ms(now.Sub(r.lastAck)), LongestStallMS: max(r.s.LongestStallMS, ms(now.Sub(r.lastAck))),
-		}
-		before = r.s.Acked
-		r.mu.Unlock()
-		_, _ = fmt.Fprintln(r.config.Live, p)
+		_, _ = fmt.Fprintln(r.config.Live, r.progress())
 	}
+}
+
+// progress is the next line. Writers do not wait for its arithmetic.
+func (r *recorder) progress() Progress {
+	r.mu.Lock()
+	now, since := r.config.Clock.Now(), r.latencies[r.told:]
+	stall := ms(now.Sub(r.lastAck))
+	p := Progress{
+		Seconds: now.Sub(r.start).Seconds(), PerSecond: int64(len(since)), Failed: r.s.Failed, Unknown: r.s.Unknown,
+		StallMS: stall, RecentStallMS: max(r.recent, stall), LongestStallMS: max(r.s.LongestStallMS, stall),
+	}
+	r.told, r.recent = len(r.latencies), 0
+	r.mu.Unlock()
+	latency := distribution(since)
+	p.P50MS, p.P99MS = latency.P50, latency.P99
+	return p
 }

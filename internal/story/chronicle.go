@@ -50,7 +50,9 @@ type Replacement struct {
 
 // Clients is what the load has seen so far.
 type Clients struct {
-	PerSecond       int64
+	PerSecond int64
+	// P50 and P99 are the latency of the last second's writes; 0 when there were none.
+	P50, P99        time.Duration
 	Failed, Unknown int64
 	// Stall is the time since the last acknowledged write; Longest the longest so far.
 	Stall, Longest time.Duration

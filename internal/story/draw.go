@@ -21,12 +21,14 @@ func (c *Chronicle) Draw(title string, width, height int) []string {
 	var lines []string
 	lines = append(lines, clip.Columns(fmt.Sprintf("%s   %s   term %d", title, o.At.Sub(c.Begun).Round(time.Second), o.Term), width), "")
 	instances, nodes := c.Lifelines(Instance), c.Lifelines(Node)
-	room := height - 9
+	room := height - 10
 	nodeRoom := min(len(nodes), room/2)
 	lines = append(lines, c.block("INSTANCES  █ primary  ─ standby  · joining  × failing or leaving", instances, room-nodeRoom, width)...)
 	lines = append(lines, c.block("NODES", nodes, nodeRoom, width)...)
-	lines = append(lines, "", clip.Columns(fmt.Sprintf("CLIENTS    %d writes/s   errors %d   since the last write %s   longest stall %s",
-		o.Clients.PerSecond, o.Clients.Failed+o.Clients.Unknown, o.Clients.Stall.Round(time.Millisecond), o.Clients.Longest.Round(time.Millisecond)), width))
+	lines = append(lines, "")
+	for _, l := range o.Clients.draw() {
+		lines = append(lines, clip.Columns(l, width))
+	}
 	for _, r := range o.Replacements {
 		if r.Outcome == "" {
 			lines = append(lines, clip.Columns(fmt.Sprintf("REPLACING  %s (%s) %s%s: %s", r.Instance, r.Reason, r.Phase, by(r.Successor), r.Waiting), width))
@@ -37,6 +39,21 @@ func (c *Chronicle) Draw(title string, width, height int) []string {
 	}
 	return lines
 }
+
+// draw is what clients see: how fast writes go, and what is wrong with them. Each of the lines fits into 80 columns.
+func (c Clients) draw() []string {
+	latency := "no write in the last second"
+	if c.PerSecond > 0 {
+		latency = fmt.Sprintf("latency p50 %s p99 %s", c.P50.Round(latencyUnit), c.P99.Round(latencyUnit))
+	}
+	return []string{
+		fmt.Sprintf("CLIENTS    %d writes/s   %s   errors %d", c.PerSecond, latency, c.Failed+c.Unknown),
+		fmt.Sprintf("           since the last write %s   longest stall %s", c.Stall.Round(time.Millisecond), c.Longest.Round(time.Millisecond)),
+	}
+}
+
+// latencyUnit is what the load's lines tell latencies in.
+const latencyUnit = 100 * time.Microsecond
 
 func (c *Chronicle) block(title string, all []*Lifeline, room, width int) []string {
 	lines := []string{clip.Columns(title, width)}

@@ -2,6 +2,7 @@ package story
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -92,14 +93,39 @@ func TestSummary(t *testing.T) {
 		At: at(20), Subjects: []Subject{instance("b", 10, Primary)}, Replacements: []Replacement{{Name: "r", Reason: "Expired", Phase: "Done", Outcome: "Succeeded"}},
 		Reparents: []Reparent{{Name: "x", Kind: "Emergency", Reason: "PrimaryDead", Outcome: "Succeeded"}},
 	})
-	var b strings.Builder
-	require.NoError(t, c.Summary(&b, Ending{Acked: 5, Lost: 0, Verified: true, LongestStall: 1234567 * time.Microsecond}))
-	for _, want := range []string{"oldest instance ever seen           2m0s", "Expired Succeeded", "Emergency PrimaryDead Succeeded", "1.235s", "lost            0"} {
-		require.Contains(t, b.String(), want)
+	table := func(e Ending) string {
+		var b strings.Builder
+		require.NoError(t, c.Summary(&b, e))
+		return regexp.MustCompile("  +").ReplaceAllString(b.String(), "  ")
 	}
-	b.Reset()
-	require.NoError(t, c.Summary(&b, Ending{}))
-	require.Contains(t, b.String(), "not known")
+	planned := Part{When: "while everything was replaced", Planned: true, LongestStall: 1234567 * time.Microsecond}
+	text := table(Ending{Acked: 5, Verified: true, Parts: []Part{planned, {When: "from the power cut on", Errors: 4, LongestStall: 2 * time.Second}}})
+	for _, want := range []string{
+		"oldest instance ever seen  2m0s\n", "Expired Succeeded", "Emergency PrimaryDead Succeeded", "acknowledged writes lost  0\n",
+		"longest stall of writes while everything was replaced  1.235s\n", "errors clients saw while everything was replaced  0\n",
+		"longest stall of writes from the power cut on  2s\n", "errors clients saw from the power cut on  4\n",
+	} {
+		require.Contains(t, text, want)
+	}
+	planned.Errors = 3
+	text = table(Ending{Parts: []Part{planned}})
+	require.Contains(t, text, "not known")
+	require.Contains(t, text, "errors clients saw while everything was replaced  3, and there should be none\n")
+	require.NotContains(t, text, "power cut", "a story that ended early has no such part")
+}
+
+func TestTheDrawingShowsWhatClientsSee(t *testing.T) {
+	c := &Chronicle{}
+	seen := Clients{
+		PerSecond: 399, P50: 1234 * time.Microsecond, P99: 1234500 * time.Microsecond, Failed: 100, Unknown: 23, Stall: 2 * time.Millisecond, Longest: 12345 * time.Millisecond,
+	}
+	c.Add(Observation{At: at(0), Clients: seen})
+	whole := strings.Join(c.Draw("shop", 80, 24), "\n")
+	require.Contains(t, whole, "CLIENTS    399 writes/s   latency p50 1.2ms p99 1.2345s   errors 123\n")
+	require.Contains(t, whole, "since the last write 2ms   longest stall 12.345s")
+	require.NotContains(t, whole, "…", "nothing of it is cut off")
+	c.Add(Observation{At: at(1), Clients: Clients{Stall: time.Second}})
+	require.Contains(t, strings.Join(c.Draw("shop", 80, 24), "\n"), "0 writes/s   no write in the last second   errors 0", "no latency of what was not written")
 }
 
 func TestWhatIsObserved(t *testing.T) {

@@ -9,11 +9,22 @@ import (
 	"time"
 )
 
+// Part of the story, and what clients saw in it.
+type Part struct {
+	// When it was, as the table says it: "while everything was replaced".
+	When string
+	// Planned is true when all of it was planned, so that clients are to see no error.
+	Planned      bool
+	Errors       int64
+	LongestStall time.Duration
+}
+
 // Ending is what is known once the load has ended and was read back.
 type Ending struct {
-	Acked, Errors, Lost int64
-	LongestStall        time.Duration
-	Verified            bool
+	Acked, Lost int64
+	// Parts in their order. What an error means depends on which it is of.
+	Parts    []Part
+	Verified bool
 }
 
 // Summary writes the table at the end: what was replaced, and what that cost.
@@ -33,8 +44,14 @@ func (c *Chronicle) Summary(w io.Writer, e Ending) error {
 	count(tw, "replacement", c.replacements, func(r Replacement) string { return r.Reason + " " + or(r.Outcome, "under way") })
 	count(tw, "reparent", c.reparents, func(r Reparent) string { return r.Kind + " " + r.Reason + " " + r.Outcome })
 	fmt.Fprintf(tw, "acknowledged writes\t%d\n", e.Acked)
-	fmt.Fprintf(tw, "longest stall of a client's writes\t%s\n", e.LongestStall.Round(time.Millisecond))
-	fmt.Fprintf(tw, "errors clients saw\t%d\n", e.Errors)
+	for _, p := range e.Parts {
+		unexpected := ""
+		if p.Planned && p.Errors > 0 {
+			unexpected = ", and there should be none"
+		}
+		fmt.Fprintf(tw, "longest stall of writes %s\t%s\n", p.When, p.LongestStall.Round(time.Millisecond))
+		fmt.Fprintf(tw, "errors clients saw %s\t%d%s\n", p.When, p.Errors, unexpected)
+	}
 	if e.Verified {
 		fmt.Fprintf(tw, "acknowledged writes lost\t%d\n", e.Lost)
 	} else {

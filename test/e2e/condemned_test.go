@@ -17,10 +17,12 @@ import (
 	"theseus.dev/theseus/internal/labkit"
 )
 
-// A standby is condemned: the case holds what the agent, Kubernetes and the operator knew, and is there before it is gone.
+// A standby is condemned under write load, and no client notices: the case holds what the agent, Kubernetes and the operator
+// knew, and is there before it is gone.
 func TestACondemnedStandbyLeavesACase(t *testing.T) {
 	f := newFixture(t, nil)
 	f.waitReady()
+	load := f.startLoad()
 	sh := f.shard()
 	standby := current(sh).Members[0]
 	_, err := kit.Kubectl(f.ctx, "-n", f.namespace, "exec", standby, "--", "psql", "-h", "/run/theseus/sock", "-U", "postgres",
@@ -57,4 +59,32 @@ func TestACondemnedStandbyLeavesACase(t *testing.T) {
 		}
 	}
 	require.Contains(t, f.autopsy(""), standby, "it is listed")
+	f.waitSettled()
+	load.stopAndVerify(noErrors)
+}
+
+// A person condemns a primary that is well. It can take part in a planned reparent, so it leaves by one, which no client
+// notices; an emergency, which ends what is under way, is only for one that cannot, or that a planned reparent has failed to move.
+func TestACondemnedPrimaryThatIsWellIsReplaced(t *testing.T) {
+	f := newFixture(t, nil)
+	f.waitReady()
+	f.waitSettled()
+	old, term := f.shard().Status.Primary, f.shard().Status.Record.EstablishedTerm
+	load := f.startLoad()
+	measured(t, "%s", f.theseus("replace", old, "-n", f.namespace, "--reason", "Condemned", "--message", "it is nobody's friend", "--wait", "3m"))
+	rp := f.condemned(old)
+	measured(t, "%s", steps(rp))
+	require.NotEmpty(t, rp.Status.Evidence)
+	require.Contains(t, f.autopsy(old), "it is nobody's friend")
+	require.NotContains(t, f.instances(), old)
+	moves := f.reparents(term)
+	require.Len(t, moves, 1, "%+v", moves)
+	r := &moves[0]
+	measured(t, "%s reparent for %s: %s", r.Spec.Kind, r.Spec.Reason, phases(r))
+	require.Equal(t, v1alpha1.ReparentPlanned, r.Spec.Kind)
+	require.Equal(t, string(v1alpha1.ReasonCondemned), r.Spec.Reason)
+	require.Equal(t, v1alpha1.OutcomeSucceeded, r.Status.Outcome, r.Status.Message)
+	require.Equal(t, old, r.Status.OldPrimary)
+	f.waitSettled()
+	load.stopAndVerify(noErrors)
 }

@@ -5,6 +5,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -19,6 +20,7 @@ import (
 
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/labkit"
+	"theseus.dev/theseus/internal/lifetime"
 )
 
 // pooled is the load of clients whose pool gives connections a maximum lifetime: those notice nothing when gateways move
@@ -65,13 +67,18 @@ func (f *fixture) uncordon(nodes ...string) {
 
 func (f *fixture) nodes() []string {
 	f.t.Helper()
+	return slices.Sorted(maps.Keys(f.births()))
+}
+
+// births are when each node was made.
+func (f *fixture) births() map[string]time.Time {
+	f.t.Helper()
 	list := &corev1.NodeList{}
 	require.NoError(f.t, kit.Client.List(f.ctx, list))
-	var out []string
+	out := map[string]time.Time{}
 	for i := range list.Items {
-		out = append(out, list.Items[i].Name)
+		out[list.Items[i].Name] = list.Items[i].CreationTimestamp.Time
 	}
-	slices.Sort(out)
 	return out
 }
 
@@ -91,23 +98,65 @@ func (f *fixture) replacing() []v1alpha1.Replacement {
 	return slices.DeleteFunc(list.Items, func(r v1alpha1.Replacement) bool { return r.Status.Outcome != "" })
 }
 
-// kubectl drain of the primary's node ends by itself; then of three nodes, one after another.
+// kubectl drain of each node ends by itself, one after another. Those with an instance go first, so that the last one has got
+// one by then: the primary's and those of all standbys are among them, and one more.
 func TestDrainOfNodes(t *testing.T) {
 	f := newFixture(t, nil)
 	f.waitReady()
+	before := f.instances()
 	load := f.pooled()
 	defer func() { f.uncordon(f.nodes()...) }()
-	for i := range 4 {
-		node := f.nodeOf(current(f.shard()).Primary)
-		what := "the primary's node"
-		if i > 1 { // and of standbys
-			node, what = f.nodeOf(current(f.shard()).Members[0]), "a standby's node"
+	order, free := f.occupied()
+	drained := map[string]int{}
+	for _, node := range append(order, free...) {
+		what := f.roleOn(node)
+		if what == "" {
+			continue // no instance has come to it
 		}
-		measured(t, "drain of %s took %.1f s", what, f.drained(node).Seconds())
+		measured(t, "drain of %s's node took %.1f s", what, f.drained(node).Seconds())
+		drained[what]++
 		f.whole(2)
 		f.uncordon(node)
 	}
+	require.Positive(t, drained[primaryRole])
+	require.GreaterOrEqual(t, drained[standbyRole], 2)
+	for _, in := range before {
+		require.NotContains(t, f.instances(), in, "each node that had an instance was drained")
+	}
 	load.stopAndVerify(noErrors)
+}
+
+const (
+	primaryRole = "the primary"
+	standbyRole = "a standby"
+)
+
+// roleOn says what instance a node has, "" when it has none.
+func (f *fixture) roleOn(node string) string {
+	f.t.Helper()
+	for _, in := range f.instances() {
+		switch {
+		case f.nodeOf(in) != node:
+		case in == current(f.shard()).Primary:
+			return primaryRole
+		default:
+			return standbyRole
+		}
+	}
+	return ""
+}
+
+// occupied are the nodes that have an instance, and free those that have none.
+func (f *fixture) occupied() (occupied, free []string) {
+	f.t.Helper()
+	for _, node := range f.nodes() {
+		if f.roleOn(node) == "" {
+			free = append(free, node)
+		} else {
+			occupied = append(occupied, node)
+		}
+	}
+	return occupied, free
 }
 
 // Every node at once, with as many new ones: the instances go one at a time, and the drain ends by itself.
@@ -131,16 +180,7 @@ func TestDrainOfAllNodes(t *testing.T) {
 func TestDrainWithoutRoom(t *testing.T) {
 	f := newFixture(t, nil)
 	f.waitReady()
-	var free []string
-	used := map[string]bool{}
-	for _, in := range f.instances() {
-		used[f.nodeOf(in)] = true
-	}
-	for _, n := range f.nodes() {
-		if !used[n] {
-			free = append(free, n)
-		}
-	}
+	_, free := f.occupied()
 	require.NotEmpty(t, free)
 	load := f.pooled()
 	defer func() { f.uncordon(f.nodes()...) }()
@@ -197,7 +237,11 @@ func TestASingleInstanceDrains(t *testing.T) {
 	load.stopAndVerify(noErrors)
 }
 
-// Nodes live for minutes: every node there is is replaced by a new machine, with a new name in the same zone.
+// Nodes live for minutes: every node there is is replaced by a new machine, with a new name in the same zone. Those of the
+// beginning may be older than allowed already, and the plan says so for as long as one of them is there; no other one ever is.
+//
+// Whether the plan holds besides is only measured. Four nodes that go one at a time in four minutes leave it no room: twice
+// what a rotation takes is how early each has to begin, and so it depends on the machine whether it foresees that one is late.
 func TestEveryNodeIsReplaced(t *testing.T) {
 	f := newFixture(t, nil)
 	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
@@ -224,19 +268,35 @@ func TestEveryNodeIsReplaced(t *testing.T) {
 		}))
 		f.uncordon(f.nodes()...)
 	}()
-	start, oldest := time.Now(), time.Duration(0)
-	f.eventually("every node is another one", func(*v1alpha1.Shard) bool {
+	start, oldest, oldestNew := time.Now(), time.Duration(0), time.Duration(0)
+	said := map[string]bool{}
+	f.eventually("every node is another one, and the plan knows of none that is older than allowed", func(*v1alpha1.Shard) bool {
 		require.NoError(t, kit.Client.Get(f.ctx, client.ObjectKeyFromObject(p), p))
 		if p.Status.OldestNode != nil {
 			oldest = max(oldest, time.Since(p.Status.OldestNode.Time))
 		}
-		return !slices.ContainsFunc(f.nodes(), func(n string) bool { return slices.Contains(old, n) })
+		remain := false
+		for name, born := range f.births() {
+			if slices.Contains(old, name) {
+				remain = true
+			} else {
+				oldestNew = max(oldestNew, time.Since(born))
+			}
+		}
+		require.Less(t, oldestNew, maxAge+2*time.Second, "of a node that was made under the policy: %s", planSays(p))
+		require.False(t, meta.IsStatusConditionTrue(p.Status.Conditions, v1alpha1.ConditionFrozen), "there is room, and no rotation fails: %+v", p.Status.Conditions)
+		holds := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionPlanHolds)
+		if holds == nil {
+			return false
+		}
+		said[holds.Reason] = true
+		return !remain && holds.Reason != string(lifetime.DeadlineMissed)
 	})
 	for _, in := range first {
 		require.NotContains(t, f.instances(), in)
 	}
-	measured(t, "%d nodes replaced in %.0f s; oldest %.0f s of %.0f s allowed; %s", len(old), time.Since(start).Seconds(),
-		oldest.Seconds(), maxAge.Seconds(), planSays(p))
+	measured(t, "%d nodes replaced in %.0f s; oldest %.0f s, and %.0f s of those made meanwhile, of %.0f s allowed; the plan said %v; %s", len(old),
+		time.Since(start).Seconds(), oldest.Seconds(), oldestNew.Seconds(), maxAge.Seconds(), slices.Sorted(maps.Keys(said)), planSays(p))
 	load.stopAndVerify(noErrors)
 }
 

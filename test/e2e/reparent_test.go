@@ -112,12 +112,19 @@ func TestPrimaryFails(t *testing.T) {
 // firstReparent is the one of the lowest term above another one.
 func (f *fixture) firstReparent(above int64) *v1alpha1.Reparent {
 	f.t.Helper()
+	items := f.reparents(above)
+	require.NotEmpty(f.t, items)
+	return &items[0]
+}
+
+// reparents of terms above another one, in their order.
+func (f *fixture) reparents(above int64) []v1alpha1.Reparent {
+	f.t.Helper()
 	list := &v1alpha1.ReparentList{}
 	require.NoError(f.t, kit.Client.List(f.ctx, list, client.InNamespace(f.namespace)))
 	items := slices.DeleteFunc(list.Items, func(r v1alpha1.Reparent) bool { return r.Spec.Term <= above })
-	require.NotEmpty(f.t, items)
-	first := slices.MinFunc(items, func(a, b v1alpha1.Reparent) int { return cmp.Compare(a.Spec.Term, b.Spec.Term) })
-	return &first
+	slices.SortFunc(items, func(a, b v1alpha1.Reparent) int { return cmp.Compare(a.Spec.Term, b.Spec.Term) })
+	return items
 }
 
 func (f *fixture) target() faults.Target {

@@ -144,7 +144,8 @@ func (t Target) deletePod(ctx context.Context, namespace, name string) error {
 	return client.IgnoreNotFound(t.Kit.Client.Delete(ctx, pod, client.GracePeriodSeconds(0)))
 }
 
-// leader is the operator's Pod that holds the Lease. A replica signs with its Pod's name and a random part.
+// leader is the operator's Pod that holds the Lease, "" while it was given back and not taken yet. A replica signs with its
+// Pod's name and a random part.
 func (t Target) leader(ctx context.Context) (string, error) {
 	lease := &coordinationv1.Lease{}
 	if err := t.Kit.Client.Get(ctx, client.ObjectKey{Namespace: labkit.OperatorNamespace, Name: "theseus-operator"}, lease); err != nil {
@@ -155,6 +156,17 @@ func (t Target) leader(ctx context.Context) (string, error) {
 	}
 	name, _, _ := strings.Cut(*lease.Spec.HolderIdentity, "_")
 	return name, nil
+}
+
+// KillLeader deletes the operator's leader with no grace. It reports false when nobody leads, or whoever did is gone already.
+func (t Target) KillLeader(ctx context.Context) (bool, error) {
+	leader, err := t.leader(ctx)
+	if err != nil || leader == "" {
+		return false, err
+	}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: labkit.OperatorNamespace, Name: leader}}
+	err = t.Kit.Client.Delete(ctx, pod, client.GracePeriodSeconds(0))
+	return err == nil, client.IgnoreNotFound(err)
 }
 
 // inPod runs a shell script in an instance's container, as PostgreSQL's user.

@@ -6,9 +6,15 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 
 	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/labkit"
 )
 
 func TestNames(t *testing.T) {
@@ -50,6 +56,28 @@ func TestTogether(t *testing.T) {
 	require.NoError(t, together(one, one))
 	require.ErrorIs(t, together(one, func() error { return bad }, one), bad)
 	require.EqualValues(t, 4, done.Load(), "one that fails keeps no other from being done")
+}
+
+// A leader that is gone, or that has given the Lease back, is not killed a second time.
+func TestOnlyALeaderThatIsThereIsKilled(t *testing.T) {
+	lease := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: labkit.OperatorNamespace, Name: "theseus-operator"}}
+	lease.Spec.HolderIdentity = ptr.To("operator-a_1234")
+	pod := func(name string) *corev1.Pod {
+		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: labkit.OperatorNamespace, Name: name}}
+	}
+	c := fake.NewClientBuilder().WithScheme(labkit.Scheme()).WithObjects(lease, pod("operator-a"), pod("operator-b")).Build()
+	target := Target{Kit: &labkit.Kit{Client: c}}
+	for _, want := range []bool{true, false} {
+		killed, err := target.KillLeader(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, want, killed)
+	}
+	lease.Spec.HolderIdentity = ptr.To("")
+	require.NoError(t, c.Update(t.Context(), lease))
+	killed, err := target.KillLeader(t.Context())
+	require.NoError(t, err)
+	require.False(t, killed)
+	require.NoError(t, c.Get(t.Context(), client.ObjectKeyFromObject(pod("operator-b")), &corev1.Pod{}), "the other one lives")
 }
 
 // A shard is whole only when nothing at all is left of a fault.
