@@ -57,7 +57,7 @@ lint: $(BIN)/tools/staticcheck $(BIN)/tools/gofumpt ## gofumpt, vet and staticch
 	@echo "lint: staticcheck"; $(BIN)/tools/staticcheck -tags integration,e2e,karpenter ./... && (cd lab && CGO_ENABLED=0 $(abspath $(BIN))/tools/staticcheck -tags e2e $(LAB_OWN))
 
 .PHONY: test-unit
-test-unit: ## Unit tests with the race detector
+test-unit: $(BIN)/helm ## Unit tests with the race detector; those of the chart render it
 	go test -race -timeout 15m ./...
 	cd lab && CGO_ENABLED=0 go test -timeout 5m $(LAB_OWN)
 

@@ -1,4 +1,5 @@
-// Package charts is only a test: the alerts of the chart must name metrics that exist and runbooks that say what to do.
+// Package charts is only tests of the chart: that its alerts name metrics that exist and runbooks that say what to do, that the
+// operator may do what it does and no more, that mistyped values are refused.
 package charts
 
 import (

@@ -128,6 +128,9 @@ type GatewaySpec struct {
 	// +kubebuilder:default="15s"
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('1s') && duration(self) <= duration('5m')",message="spec.gateway.maxPause must be between 1s and 5m"
 	MaxPause metav1.Duration `json:"maxPause,omitzero"`
+	// Resources of each gateway's container. Default: requests of 50m CPU and 64Mi, no limits; {} is none at all.
+	// +kubebuilder:default={requests: {cpu: "50m", memory: "64Mi"}}
+	Resources *corev1.ResourceRequirements `json:"resources,omitempty"`
 }
 
 // ApplicationSpec is what bootstrap creates for the application.

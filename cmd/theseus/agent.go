@@ -58,7 +58,7 @@ func newAgent() *cobra.Command {
 	f.StringVar(&conf.RunDir, "run-dir", "/run/theseus", "a directory in memory")
 	f.StringVar(&conf.TLSDir, "tls-dir", "/etc/theseus/tls", "directory of ca.crt, tls.crt and tls.key")
 	f.StringVar(&conf.Bin, "pgbin", "/usr/lib/theseus/pgbin", "directory of PostgreSQL's programs")
-	f.StringVar(&conf.Listen, "listen", "0.0.0.0", "address of all listeners")
+	f.StringVar(&conf.Listen, "listen", "", "address of all listeners (default all)")
 	f.IntVar(&conf.PostgresPort, "postgres-port", 0, "port of PostgreSQL (default 5432)")
 	f.IntVar(&conf.AgentPort, "agent-port", 0, "port of the agent's API (default 7420)")
 	f.IntVar(&conf.HealthPort, "health-port", 0, "port of /livez, /readyz and /metrics (default 7421)")

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -130,7 +131,7 @@ func randomHex() string {
 func (a *Agent) serverConfig() postgres.Config {
 	return postgres.Config{
 		Bin: a.conf.Bin, Data: a.conf.pgdata(), Run: a.conf.RunDir, Instance: a.conf.Instance,
-		Listen: a.conf.Listen, Port: a.conf.PostgresPort,
+		Listen: cmp.Or(a.conf.Listen, "*"), Port: a.conf.PostgresPort,
 		AgentCN:    agentapi.CommonName(agentapi.RoleAgent, a.conf.Shard),
 		GatewayCN:  agentapi.CommonName(agentapi.RoleGateway, a.conf.Shard),
 		ServerName: agentapi.ServerName(a.conf.Shard), MemoryLimit: a.conf.MemoryLimit,

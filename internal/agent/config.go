@@ -30,7 +30,7 @@ type Config struct {
 	// DataDir is the volume, RunDir a directory in memory, TLSDir has ca.crt, tls.crt and tls.key, Bin PostgreSQL's tools.
 	DataDir, RunDir, TLSDir, Bin string
 
-	// Listen is the address of all listeners, Advertise the one others are told.
+	// Listen is the address of all listeners, empty for every address of every family; Advertise the one others are told.
 	Listen, Advertise                   string
 	PostgresPort, AgentPort, HealthPort int
 
@@ -68,9 +68,6 @@ func (c *Config) Defaults() {
 	port(&c.PostgresPort, agentapi.PostgresPort)
 	port(&c.AgentPort, agentapi.AgentPort)
 	port(&c.HealthPort, agentapi.HealthPort)
-	if c.Listen == "" {
-		c.Listen = "0.0.0.0"
-	}
 	if c.Advertise == "" {
 		c.Advertise = c.Listen
 	}

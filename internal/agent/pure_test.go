@@ -535,7 +535,15 @@ func TestConfig(t *testing.T) {
 	c.Defaults()
 	require.Error(t, c.Validate())
 	c.Shard.Namespace, c.Shard.Name, c.Instance, c.DataDir, c.RunDir, c.TLSDir, c.Bin = "n", "s", "i", "/d", "/r", "/t", "/b"
+	require.ErrorContains(t, c.Validate(), "POD_IP", "nobody can be told to connect to every address")
+	c.Advertise = "fd00::1"
 	require.NoError(t, c.Validate())
+	a := &Agent{conf: c}
+	require.Equal(t, "*", a.serverConfig().Listen, "of both families: a cluster may have IPv6 only")
+	c.Listen = "127.0.0.1"
+	c.Defaults()
+	a = &Agent{conf: c}
+	require.Equal(t, c.Listen, a.serverConfig().Listen)
 	c.FenceAfter = time.Second
 	require.Error(t, c.Validate(), "one lost heartbeat must not fence")
 }

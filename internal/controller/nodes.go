@@ -28,7 +28,7 @@ func setupNodes(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 	}
 	n := &nodepolicy.Reconciler{
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Recorder: mgr.GetEventRecorder("theseus"), Clock: opts.Clock,
-		Namespace: opts.Evictions.Namespace, Limits: opts.Limits,
+		Namespace: opts.Evictions.Namespace, Namespaces: opts.Namespaces, Limits: opts.Limits,
 	}
 	if err := n.SetupWithManager(mgr); err != nil {
 		return fmt.Errorf("controller nodepolicy: %w", err)

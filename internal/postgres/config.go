@@ -36,7 +36,7 @@ type Config struct {
 	Run string
 	// Instance is the name a standby has in synchronous_standby_names (application_name), and cluster_name.
 	Instance string
-	// Listen and Port are for TCP. The port names the unix socket too.
+	// Listen (PostgreSQL's listen_addresses, * for all) and Port are for TCP. The port names the unix socket too.
 	Listen string
 	Port   int
 	// AgentCN and GatewayCN are the common names that become ReplicatorRole and GatewayRole.

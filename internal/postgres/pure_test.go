@@ -235,6 +235,8 @@ func TestDynamicConfiguration(t *testing.T) {
 		require.Contains(t, info, want)
 	}
 	require.Contains(t, c.conninfo(Upstream{Host: "name.example", Port: 1}, "k"), "sslmode=verify-ca")
+	six := c.conninfo(Upstream{Host: "fd00::1", Port: 5432}, "k")
+	require.Contains(t, six, "hostaddr='fd00::1' sslmode=verify-full port=5432")
 }
 
 func TestAccessRules(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -173,6 +174,29 @@ func TestAChangeThatCannotBeMadeIsRefused(t *testing.T) {
 			out, err = apply(t, ns, db)
 			require.Error(t, err, out)
 			require.Contains(t, out, c.want)
+		})
+	}
+}
+
+func TestGatewaysAskForALittleUnlessTold(t *testing.T) {
+	ns := namespace(t)
+	for name, c := range map[string]struct {
+		given *corev1.ResourceRequirements
+		cpu   string
+	}{
+		"nothing said": {nil, "50m"},
+		"none":         {&corev1.ResourceRequirements{}, "0"},
+		"said": {&corev1.ResourceRequirements{
+			Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2")},
+		}, "2"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := &v1alpha1.Database{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: "db"}, Spec: v1alpha1.DatabaseSpec{
+				Storage: v1alpha1.StorageSpec{Size: resource.MustParse("1Gi")}, Gateway: v1alpha1.GatewaySpec{Resources: c.given},
+			}}
+			require.NoError(t, cluster.client.Create(t.Context(), db, client.DryRunAll))
+			require.NotNil(t, db.Spec.Gateway.Resources)
+			require.Equal(t, c.cpu, db.Spec.Gateway.Resources.Requests.Cpu().String())
 		})
 	}
 }

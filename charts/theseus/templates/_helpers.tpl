@@ -10,6 +10,13 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 
+{{/* Whom the permissions are given to. */}}
+{{- define "theseus.operator" -}}
+- kind: ServiceAccount
+  name: theseus-operator
+  namespace: {{ .Release.Namespace }}
+{{- end -}}
+
 {{/* Whether all replicas write to one bucket: not when each has an emptyDir. */}}
 {{- define "theseus.evidenceShared" -}}
 {{- if or .Values.evidence.volume (and .Values.evidence.bucket (not (hasPrefix "file:" .Values.evidence.bucket))) -}}true{{- else -}}false{{- end -}}

@@ -75,7 +75,11 @@ func newCollector(t *testing.T, funcs interceptor.Funcs) (*Collector, *agent) {
 		Status: corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "instance", RestartCount: 1}}},
 	}
 	event := func(name, kind, about string) *corev1.Event {
-		return &corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name}, InvolvedObject: corev1.ObjectReference{Kind: kind, Name: about}, Message: "about " + about}
+		e := &corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name}, InvolvedObject: corev1.ObjectReference{Kind: kind, Name: about}, Message: "about " + about}
+		if kind == "Node" {
+			e.Namespace = metav1.NamespaceDefault // where Kubernetes puts what is told about objects without a namespace
+		}
+		return e
 	}
 	by := func(field func(*corev1.Event) string) client.IndexerFunc {
 		return func(o client.Object) []string { return []string{field(o.(*corev1.Event))} }
@@ -150,6 +154,21 @@ func TestEverythingThatCanBeHad(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, entries, 2)
 	require.Equal(t, "stored", entries[0].Text, "what another replica stored and what this one remembers, in order")
+}
+
+// An operator that watches some namespaces may read events in those and, for its nodes, in default; nowhere else.
+func TestEventsAreReadWhereTheOperatorMay(t *testing.T) {
+	c, _ := newCollector(t, interceptor.Funcs{List: func(ctx context.Context, c client.WithWatch, l client.ObjectList, opts ...client.ListOption) error {
+		o := client.ListOptions{}
+		o.ApplyOptions(opts)
+		if o.Namespace != "ns" && o.Namespace != metav1.NamespaceDefault {
+			return fmt.Errorf("%T in %q is forbidden", l, o.Namespace)
+		}
+		return c.List(ctx, l, opts...)
+	}})
+	_, files, missing := collected(t, c)
+	require.Empty(t, missing)
+	require.Contains(t, files["node-events.json"], "about n2")
 }
 
 // A machine without power: the agent does not answer, the kubelet hangs, the Pod is gone. The rest is there, in time.

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -120,7 +121,8 @@ func (c *Collector) events() []evidence.Source {
 			if err != nil {
 				return err
 			}
-			some, err := list(ctx, client.MatchingFields{"involvedObject.kind": "Node", "involvedObject.name": node})
+			// What is told about objects without a namespace is told here; the operator need not be allowed to read all others.
+			some, err := list(ctx, client.MatchingFields{"involvedObject.kind": "Node", "involvedObject.name": node}, client.InNamespace(metav1.NamespaceDefault))
 			if err != nil {
 				return err
 			}

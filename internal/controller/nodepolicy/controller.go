@@ -45,6 +45,8 @@ type Reconciler struct {
 	Clock    clock.PassiveClock
 	// Namespace of the operator, where the Secrets of webhooks are.
 	Namespace string
+	// Namespaces that are watched; empty is all.
+	Namespaces []string
 	// Limits of the ledger; what concerns policies is filled in.
 	Limits ledger.Limits
 	// Providers replaces the providers of machines. For tests.

@@ -1,7 +1,9 @@
 package nodepolicy
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -239,6 +241,40 @@ func TestGatewaysAreEvictedFirst(t *testing.T) {
 	require.NoError(t, tn.c.Update(t.Context(), gw))
 	tn.run(time.Minute, tn.replace)
 	require.Equal(t, []string{n}, tn.replaced)
+}
+
+// An operator that watches some namespaces may list Pods in those only. It asks each of them: an instance that the cache has
+// not heard of keeps the machine, in whichever it is.
+func TestPodsAreAskedForInTheWatchedNamespaces(t *testing.T) {
+	tn, n := old(t, nil)
+	tn.r.Namespaces = []string{"other", "ns"}
+	tn.r.Live = watched{tn.c, tn.r.Namespaces}
+	rot := &rotation{r: tn.r, node: tn.nodes()[n]}
+	count, err := rot.really(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 1, count)
+	tn.node("z1")
+	tn.run(time.Minute, tn.replace)
+	require.Equal(t, []string{n}, tn.replaced)
+
+	tn.r.Namespaces = nil
+	_, err = rot.really(t.Context())
+	require.ErrorContains(t, err, "forbidden", "or this test proves nothing")
+}
+
+// watched reads as an operator may that is bound to these namespaces.
+type watched struct {
+	client.Reader
+	namespaces []string
+}
+
+func (w watched) List(ctx context.Context, l client.ObjectList, opts ...client.ListOption) error {
+	o := client.ListOptions{}
+	o.ApplyOptions(opts)
+	if _, pods := l.(*corev1.PodList); pods && !slices.Contains(w.namespaces, o.Namespace) {
+		return fmt.Errorf("Pods in %q are forbidden", o.Namespace)
+	}
+	return w.Reader.List(ctx, l, opts...)
 }
 
 // Nobody replaces the machine: the node is emptied, stays cordoned, and counts no more.

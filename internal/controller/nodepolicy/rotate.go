@@ -166,21 +166,28 @@ func (t *rotation) call(ctx context.Context, c machine.Call, seen *machine.Seen)
 	return err
 }
 
-// really counts the instances and gateways on the node by asking the API server itself.
+// really counts the instances and gateways on the node by asking the API server itself, for no more namespaces than the
+// operator may look into.
 func (t *rotation) really(ctx context.Context) (int, error) {
 	if t.node == nil {
 		return 0, nil
 	}
+	namespaces := t.r.Namespaces
+	if len(namespaces) == 0 {
+		namespaces = []string{metav1.NamespaceAll}
+	}
 	n := 0
-	for _, component := range []string{v1alpha1.ComponentInstance, v1alpha1.ComponentGateway} {
-		pods := &corev1.PodList{}
-		err := t.r.Live.List(ctx, pods, client.MatchingFields{"spec.nodeName": t.node.Name}, client.MatchingLabels{v1alpha1.LabelComponent: component})
-		if err != nil {
-			return 0, err
-		}
-		for i := range pods.Items {
-			if occupies(&pods.Items[i]) {
-				n++
+	for _, ns := range namespaces {
+		for _, component := range []string{v1alpha1.ComponentInstance, v1alpha1.ComponentGateway} {
+			pods := &corev1.PodList{}
+			err := t.r.Live.List(ctx, pods, client.InNamespace(ns), client.MatchingFields{"spec.nodeName": t.node.Name}, client.MatchingLabels{v1alpha1.LabelComponent: component})
+			if err != nil {
+				return 0, err
+			}
+			for i := range pods.Items {
+				if occupies(&pods.Items[i]) {
+					n++
+				}
 			}
 		}
 	}

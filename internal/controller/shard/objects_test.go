@@ -76,6 +76,16 @@ func TestTheGatewaysTemplate(t *testing.T) {
 	sh.Spec.Template.Gateway.PoolSize = 5
 	other = gatewayTemplate(sh)
 	require.NotEqual(t, templateHash(&template), templateHash(&other))
+
+	require.Empty(t, template.Spec.Containers[0].Resources)
+	sh = aShard()
+	sh.Spec.Template.Gateway.Resources = &corev1.ResourceRequirements{
+		Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1")},
+		Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("256Mi")},
+	}
+	other = gatewayTemplate(sh)
+	require.Equal(t, *sh.Spec.Template.Gateway.Resources, other.Spec.Containers[0].Resources)
+	require.NotEqual(t, templateHash(&template), templateHash(&other), "they reach gateways that run")
 }
 
 func TestSelectors(t *testing.T) {

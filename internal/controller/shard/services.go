@@ -260,6 +260,7 @@ func gatewayTemplate(shard *v1alpha1.Shard) corev1.PodTemplateSpec {
 			Containers: []corev1.Container{{
 				Name: "gateway", Image: cmp.Or(shard.Spec.GatewayImage, shard.Spec.Image), ImagePullPolicy: corev1.PullIfNotPresent,
 				Args: []string{"gateway"}, Env: env, SecurityContext: containerSecurity(),
+				Resources: ptr.Deref(t.Gateway.Resources.DeepCopy(), corev1.ResourceRequirements{}),
 				Ports: []corev1.ContainerPort{
 					{Name: "postgres", ContainerPort: agentapi.PostgresPort},
 					{Name: "health", ContainerPort: gatewayHealthPort},
