@@ -85,7 +85,9 @@ type PostgresSpec struct {
 // +kubebuilder:validation:XValidation:rule="!self.contains('\\n') && !self.contains('\\r')",message="the value of a parameter must be one line"
 type ParameterValue string
 
-// StorageSpec is the volume of an instance.
+// StorageSpec is the volume of an instance. A rule on className itself would not be asked when it appears or disappears.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.className) == has(oldSelf.className) && (!has(self.className) || self.className == oldSelf.className)",message="spec.storage.className cannot be changed, nor added or removed: create a new Database with the other StorageClass and copy the data"
 type StorageSpec struct {
 	// Size of each volume. It may grow, never shrink.
 	// +kubebuilder:validation:XValidation:rule="quantity(self).compareTo(quantity(oldSelf)) >= 0",message="spec.storage.size cannot shrink: file systems do not; create a new Database with smaller volumes and copy the data"
@@ -93,7 +95,6 @@ type StorageSpec struct {
 	Size resource.Quantity `json:"size"`
 	// ClassName of the StorageClass; default: the cluster's.
 	// +optional
-	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="spec.storage.className cannot be changed"
 	ClassName *string `json:"className,omitempty"`
 }
 
