@@ -206,6 +206,7 @@ type DatabaseStatus struct {
 // +kubebuilder:printcolumn:name="Shards",type=string,JSONPath=`.status.shards`
 // +kubebuilder:printcolumn:name="Instances",type=string,JSONPath=`.status.instances`
 // +kubebuilder:printcolumn:name="Oldest",type=date,JSONPath=`.status.oldestInstance`
+// +kubebuilder:printcolumn:name="Reason",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 40",message="metadata.name must be at most 40 characters: the names of shards, instances and services are made from it and must fit Kubernetes' limits"
 // +kubebuilder:validation:XValidation:rule="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",message="metadata.name must be lower case letters, digits and '-', begin with a letter: it becomes part of service names"
