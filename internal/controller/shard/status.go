@@ -2,6 +2,7 @@ package shard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/agentapi/agentpb"
 	"theseus.dev/theseus/internal/clip"
+	"theseus.dev/theseus/internal/controller/owned"
 	"theseus.dev/theseus/internal/quorum"
 )
 
@@ -180,7 +182,7 @@ func conditions(s *State, p Params, ready int, acting bool, objectsErr error) []
 	all := condition(v1alpha1.ConditionReady, true, "Ready", writable.Message)
 	switch {
 	case objectsErr != nil:
-		all = condition(v1alpha1.ConditionReady, false, "ObjectsFailed", objectsErr.Error())
+		all = condition(v1alpha1.ConditionReady, false, objectsReason(objectsErr), objectsErr.Error())
 	case writable.Status != metav1.ConditionTrue:
 		all = condition(v1alpha1.ConditionReady, false, writable.Reason, writable.Message)
 	case s.NoGateway:
@@ -191,6 +193,13 @@ func conditions(s *State, p Params, ready int, acting bool, objectsErr error) []
 		all = condition(v1alpha1.ConditionReady, false, "InstancesMissing", fmt.Sprintf("%d of %d instances are ready", ready, s.Wanted))
 	}
 	return []metav1.Condition{all, writable, redundant, progressing}
+}
+
+func objectsReason(err error) string {
+	if taken := (*owned.TakenError)(nil); errors.As(err, &taken) {
+		return "NameTaken"
+	}
+	return "ObjectsFailed"
 }
 
 func writableCondition(s *State, p Params) metav1.Condition {
