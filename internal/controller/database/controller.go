@@ -154,13 +154,13 @@ func (r *Reconciler) finalize(ctx context.Context, db *v1alpha1.Database) (recon
 	if err := r.Client.List(ctx, shards, client.InNamespace(db.Namespace), client.MatchingLabels{v1alpha1.LabelDatabase: db.Name}); err != nil {
 		return reconcile.Result{}, err
 	}
-	left := 0
+	var left []string
 	for i := range shards.Items {
 		sh := &shards.Items[i]
 		if !metav1.IsControlledBy(sh, db) {
 			continue
 		}
-		left++
+		left = append(left, leaving(sh))
 		if !sh.DeletionTimestamp.IsZero() {
 			continue
 		}
@@ -175,8 +175,8 @@ func (r *Reconciler) finalize(ctx context.Context, db *v1alpha1.Database) (recon
 			return reconcile.Result{}, err
 		}
 	}
-	if left > 0 {
-		return reconcile.Result{RequeueAfter: time.Second}, nil
+	if len(left) > 0 {
+		return reconcile.Result{RequeueAfter: time.Second}, r.saysDeleting(ctx, db, left)
 	}
 	controllerutil.RemoveFinalizer(db, v1alpha1.Finalizer)
 	return reconcile.Result{}, client.IgnoreNotFound(r.Client.Update(ctx, db))

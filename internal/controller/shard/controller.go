@@ -297,7 +297,7 @@ func (r *Reconciler) finalize(ctx context.Context, shard *v1alpha1.Shard) (recon
 		}
 	}
 	if len(pods.Items) > 0 {
-		return reconcile.Result{RequeueAfter: time.Second}, nil
+		return reconcile.Result{RequeueAfter: time.Second}, r.saysDeleting(ctx, shard, pods.Items)
 	}
 	if !retain {
 		for i := range claims {

@@ -77,6 +77,26 @@ func (r *Reconciler) summarize(ctx context.Context, shard *v1alpha1.Shard, s *St
 	return r.Client.Status().Patch(ctx, shard, client.MergeFrom(before))
 }
 
+// ReasonDeleting is why a Shard or a Database that is being deleted is not Ready.
+const ReasonDeleting = "Deleting"
+
+// saysDeleting writes what a Shard being deleted waits for.
+func (r *Reconciler) saysDeleting(ctx context.Context, shard *v1alpha1.Shard, pods []corev1.Pod) error {
+	before := shard.DeepCopy()
+	var names []string
+	for i := range pods {
+		names = append(names, pods[i].Name)
+	}
+	slices.Sort(names)
+	c := condition(v1alpha1.ConditionReady, false, ReasonDeleting, "waiting for its Pods to end: "+strings.Join(names, ", "))
+	c.ObservedGeneration = shard.Generation
+	meta.SetStatusCondition(&shard.Status.Conditions, c)
+	if equality.Semantic.DeepEqual(before.Status, shard.Status) {
+		return nil
+	}
+	return client.IgnoreNotFound(r.Client.Status().Patch(ctx, shard, client.MergeFrom(before)))
+}
+
 func sameWithoutNumbers(a, b *v1alpha1.ShardStatus) bool {
 	a, b = a.DeepCopy(), b.DeepCopy()
 	for _, st := range []*v1alpha1.ShardStatus{a, b} {
