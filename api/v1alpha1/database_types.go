@@ -85,7 +85,9 @@ type PostgresSpec struct {
 // +kubebuilder:validation:XValidation:rule="!self.contains('\\n') && !self.contains('\\r')",message="the value of a parameter must be one line"
 type ParameterValue string
 
-// StorageSpec is the volume of an instance.
+// StorageSpec is the volume of an instance. A rule on className itself would not be asked when it appears or disappears.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.className) == has(oldSelf.className) && (!has(self.className) || self.className == oldSelf.className)",message="spec.storage.className cannot be changed, nor added or removed: create a new Database with the other StorageClass and copy the data"
 type StorageSpec struct {
 	// Size of each volume. It may grow, never shrink.
 	// +kubebuilder:validation:XValidation:rule="quantity(self).compareTo(quantity(oldSelf)) >= 0",message="spec.storage.size cannot shrink: file systems do not; create a new Database with smaller volumes and copy the data"
@@ -93,7 +95,6 @@ type StorageSpec struct {
 	Size resource.Quantity `json:"size"`
 	// ClassName of the StorageClass; default: the cluster's.
 	// +optional
-	// +kubebuilder:validation:XValidation:rule="self == oldSelf",message="spec.storage.className cannot be changed"
 	ClassName *string `json:"className,omitempty"`
 }
 
@@ -208,6 +209,7 @@ type DatabaseStatus struct {
 // +kubebuilder:printcolumn:name="Shards",type=string,JSONPath=`.status.shards`
 // +kubebuilder:printcolumn:name="Instances",type=string,JSONPath=`.status.instances`
 // +kubebuilder:printcolumn:name="Oldest",type=date,JSONPath=`.status.oldestInstance`
+// +kubebuilder:printcolumn:name="Reason",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 40",message="metadata.name must be at most 40 characters: the names of shards, instances and services are made from it and must fit Kubernetes' limits"
 // +kubebuilder:validation:XValidation:rule="self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",message="metadata.name must be lower case letters, digits and '-', begin with a letter: it becomes part of service names"

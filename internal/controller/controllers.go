@@ -154,7 +154,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 		Clock: opts.Clock, Log: mgr.GetLogger().WithName("reparent"), Name: opts.Name,
 	}
 	shards := &shard.Reconciler{
-		Client: mgr.GetClient(), Observer: watching, Agents: opts.Agents, Recorder: recorder,
+		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Observer: watching, Agents: opts.Agents, Recorder: recorder,
 		Clock: opts.Clock, Params: opts.Params, ClusterDomain: opts.ClusterDomain,
 	}
 	if !opts.NoEmergencies {
@@ -180,7 +180,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 		"observe":  (&observe.Reconciler{Client: mgr.GetClient(), Observer: watching, Clock: opts.Clock}).SetupWithManager,
 		"reparent": (&reparent.Reconciler{Runner: runner}).SetupWithManager,
 		"database": (&database.Reconciler{
-			Client: mgr.GetClient(), Recorder: recorder, Clock: opts.Clock, ClusterDomain: opts.ClusterDomain,
+			Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Recorder: recorder, Clock: opts.Clock, ClusterDomain: opts.ClusterDomain,
 			Image: func(major int32) string { return OperandImage(opts.OperandImage, major) },
 		}).SetupWithManager,
 		"shard":       shards.SetupWithManager,

@@ -4,6 +4,7 @@ package integration
 
 import (
 	"math/rand/v2"
+	"strings"
 	"testing"
 	"time"
 
@@ -213,12 +214,35 @@ func TestKeptVolumesOutliveTheNextDatabaseOfThatName(t *testing.T) {
 	require.Nil(t, b.claims()[kept.Name].DeletionTimestamp)
 }
 
+// What people make has none of our labels, so the operator's cache does not show it. Once it is out of the way the Database
+// goes on, although nothing tells the operator.
 func TestANameThatIsTakenIsNotTakenOver(t *testing.T) {
-	b := newBed(t)
-	theirs := &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Namespace: b.namespace, Name: "db-rw", Labels: map[string]string{v1alpha1.LabelDatabase: "db"}},
-		Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}},
+	for _, name := range []string{"db-rw", "db-0-rw"} { // the Database's and the Shard's
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t)
+			theirs := &corev1.Service{
+				ObjectMeta: metav1.ObjectMeta{Namespace: b.namespace, Name: name},
+				Spec:       corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}},
+			}
+			require.NoError(t, cluster.client.Create(b.ctx, theirs))
+			b.operator("op")
+			db := b.database()
+			b.until("the Database says so", func() bool {
+				require.NoError(t, cluster.client.Get(b.ctx, client.ObjectKeyFromObject(db), db))
+				c := meta.FindStatusCondition(db.Status.Conditions, v1alpha1.ConditionReady)
+				return c != nil && c.Reason == "NameTaken" && strings.Contains(c.Message, "Service "+name)
+			})
+			require.NoError(t, cluster.client.Get(b.ctx, client.ObjectKeyFromObject(theirs), theirs))
+			require.EqualValues(t, 80, theirs.Spec.Ports[0].Port)
+			b.delete(theirs)
+			b.untilReady()
+		})
 	}
+}
+
+func TestASecretOfThatNameIsNotTakenOver(t *testing.T) {
+	b := newBed(t)
+	theirs := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: b.namespace, Name: "db-app"}, StringData: map[string]string{"password": "theirs"}}
 	require.NoError(t, cluster.client.Create(b.ctx, theirs))
 	b.operator("op")
 	db := b.database()
@@ -227,6 +251,5 @@ func TestANameThatIsTakenIsNotTakenOver(t *testing.T) {
 		c := meta.FindStatusCondition(db.Status.Conditions, v1alpha1.ConditionReady)
 		return c != nil && c.Reason == "NameTaken"
 	})
-	require.NoError(t, cluster.client.Get(b.ctx, client.ObjectKeyFromObject(theirs), theirs))
-	require.EqualValues(t, 80, theirs.Spec.Ports[0].Port)
+	require.Zero(t, b.bootstraps(), "with a password that is not ours to use")
 }

@@ -155,12 +155,14 @@ func TestAChangeThatCannotBeMadeIsRefused(t *testing.T) {
 		before, edit func(map[string]any)
 		want         string
 	}{
-		"shards":         {nil, set("spec/shards", 2), "spec.shards cannot be changed"},
-		"smaller volume": {nil, set("spec/storage/size", "512Mi"), "spec.storage.size cannot shrink"},
-		"major":          {nil, set("spec/postgres/major", 15), "spec.postgres.major cannot be changed in place"},
-		"application":    {nil, set("spec/application/owner", "other"), "spec.application cannot be changed"},
-		"storage class":  {set("spec/storage/className", "a"), set("spec/storage/className", "b"), "spec.storage.className cannot be changed"},
-		"back to one":    {nil, set("spec/instances", 1), "spec.instances cannot go back to 1"},
+		"shards":             {nil, set("spec/shards", 2), "spec.shards cannot be changed"},
+		"smaller volume":     {nil, set("spec/storage/size", "512Mi"), "spec.storage.size cannot shrink"},
+		"major":              {nil, set("spec/postgres/major", 15), "spec.postgres.major cannot be changed in place"},
+		"application":        {nil, set("spec/application/owner", "other"), "spec.application cannot be changed"},
+		"storage class":      {set("spec/storage/className", "a"), set("spec/storage/className", "b"), "spec.storage.className cannot be changed"},
+		"a class appears":    {nil, set("spec/storage/className", "b"), "spec.storage.className cannot be changed, nor added or removed"},
+		"a class disappears": {set("spec/storage/className", "a"), set("spec/storage", map[string]any{"size": "1Gi"}), "spec.storage.className cannot be changed, nor added or removed"},
+		"back to one":        {nil, set("spec/instances", 1), "spec.instances cannot go back to 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ns := namespace(t)

@@ -23,14 +23,14 @@ import (
 // EnsureAuthority makes the authority of the database, or takes the next step of its rotation when that is due. It
 // returns the authority and says what it did ("" for nothing). A Secret that cannot be read is an error: replacing it
 // would cut off every process that trusts it.
-func EnsureAuthority(ctx context.Context, c client.Client, db *v1alpha1.Database, now time.Time) (set *pki.Set, did string, err error) {
+func EnsureAuthority(ctx context.Context, c client.Client, live client.Reader, db *v1alpha1.Database, now time.Time) (set *pki.Set, did string, err error) {
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: db.Namespace, Name: names.Authority(db.Name)}}
 	err = c.Get(ctx, client.ObjectKeyFromObject(secret), secret)
 	if apierrors.IsNotFound(err) {
 		if set, err = pki.NewSet(db.Name, now); err != nil {
 			return nil, "", err
 		}
-		return set, "made the certificate authority", create(ctx, c, db, secret, set)
+		return set, "made the certificate authority", create(ctx, c, live, db, secret, set)
 	}
 	if err != nil {
 		return nil, "", err
@@ -52,7 +52,7 @@ func EnsureAuthority(ctx context.Context, c client.Client, db *v1alpha1.Database
 	return set, "rotated the certificate authority by one step", c.Update(ctx, secret)
 }
 
-func create(ctx context.Context, c client.Client, db *v1alpha1.Database, secret *corev1.Secret, set *pki.Set) error {
+func create(ctx context.Context, c client.Client, live client.Reader, db *v1alpha1.Database, secret *corev1.Secret, set *pki.Set) error {
 	data, err := set.Data()
 	if err != nil {
 		return err
@@ -62,7 +62,7 @@ func create(ctx context.Context, c client.Client, db *v1alpha1.Database, secret 
 	if err := controllerutil.SetControllerReference(db, secret, c.Scheme()); err != nil {
 		return err
 	}
-	return c.Create(ctx, secret)
+	return owned.Exists(ctx, c, live, db, secret, c.Create(ctx, secret))
 }
 
 // Authority reads the authority of a database.
@@ -80,10 +80,10 @@ func Authority(ctx context.Context, c client.Reader, namespace, database string)
 
 // EnsureLeaf keeps a leaf for r in the Secret name, controlled by the shard: issued anew when pki says that it is
 // stale, and with the newest bundle in any case. It says when to look again.
-func EnsureLeaf(ctx context.Context, c client.Client, shard *v1alpha1.Shard, name string, set *pki.Set, r pki.Request, now time.Time) (next time.Time, err error) {
+func EnsureLeaf(ctx context.Context, c client.Client, live client.Reader, shard *v1alpha1.Shard, name string, set *pki.Set, r pki.Request, now time.Time) (next time.Time, err error) {
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: shard.Namespace, Name: name}}
 	var failed error
-	_, err = owned.Apply(ctx, c, shard, secret, func() {
+	_, err = owned.Apply(ctx, c, live, shard, secret, func() {
 		owned.SetLabels(secret, map[string]string{v1alpha1.LabelDatabase: shard.Spec.Database, v1alpha1.LabelShard: shard.Name})
 		secret.Type = corev1.SecretTypeTLS
 		data := maps.Clone(secret.Data)

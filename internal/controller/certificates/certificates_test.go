@@ -14,6 +14,7 @@ import (
 	clocktesting "k8s.io/utils/clock/testing"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/agentapi"
@@ -50,18 +51,18 @@ func read(t *testing.T, c client.Client, name string) map[string][]byte {
 func TestALeafIsIssuedAndRenewed(t *testing.T) {
 	ctx := context.Background()
 	c, db, sh := objects(t)
-	set, did, err := EnsureAuthority(ctx, c, db, start)
+	set, did, err := EnsureAuthority(ctx, c, c, db, start)
 	require.NoError(t, err)
 	require.NotEmpty(t, did)
-	renew, err := EnsureLeaf(ctx, c, sh, "db-0-agent-tls", set, request(), start)
+	renew, err := EnsureLeaf(ctx, c, c, sh, "db-0-agent-tls", set, request(), start)
 	require.NoError(t, err)
 	require.WithinDuration(t, start.Add(pki.LeafLifetime/2), renew, time.Hour)
 	first := read(t, c, "db-0-agent-tls")
 
-	_, err = EnsureLeaf(ctx, c, sh, "db-0-agent-tls", set, request(), start.Add(24*time.Hour))
+	_, err = EnsureLeaf(ctx, c, c, sh, "db-0-agent-tls", set, request(), start.Add(24*time.Hour))
 	require.NoError(t, err)
 	require.Equal(t, first, read(t, c, "db-0-agent-tls"), "nothing is written while nothing is due")
-	_, err = EnsureLeaf(ctx, c, sh, "db-0-agent-tls", set, request(), renew)
+	_, err = EnsureLeaf(ctx, c, c, sh, "db-0-agent-tls", set, request(), renew)
 	require.NoError(t, err)
 	require.NotEqual(t, first, read(t, c, "db-0-agent-tls"))
 }
@@ -77,9 +78,9 @@ func TestAYearAndAHalf(t *testing.T) {
 	for step := range 110 {
 		now := start.Add(time.Duration(step) * 5 * 24 * time.Hour)
 		clock.SetTime(now)
-		set, _, err := EnsureAuthority(ctx, c, db, now)
+		set, _, err := EnsureAuthority(ctx, c, c, db, now)
 		require.NoError(t, err)
-		_, err = EnsureLeaf(ctx, c, sh, "leaf", set, request(), now)
+		_, err = EnsureLeaf(ctx, c, c, sh, "leaf", set, request(), now)
 		require.NoError(t, err)
 		data := read(t, c, "leaf")
 		if len(bundles) == 0 || bundles[len(bundles)-1] != string(data["ca.crt"]) {
@@ -101,13 +102,13 @@ func TestAYearAndAHalf(t *testing.T) {
 func TestADamagedAuthorityIsNotReplaced(t *testing.T) {
 	ctx := context.Background()
 	c, db, _ := objects(t)
-	_, _, err := EnsureAuthority(ctx, c, db, start)
+	_, _, err := EnsureAuthority(ctx, c, c, db, start)
 	require.NoError(t, err)
 	secret := &corev1.Secret{}
 	require.NoError(t, c.Get(ctx, types.NamespacedName{Namespace: "ns", Name: "db-ca"}, secret))
 	secret.Data["tls.key"] = []byte("junk")
 	require.NoError(t, c.Update(ctx, secret))
-	_, _, err = EnsureAuthority(ctx, c, db, start)
+	_, _, err = EnsureAuthority(ctx, c, c, db, start)
 	require.ErrorContains(t, err, "damaged")
 	_, err = NewIdentities(c, clocktesting.NewFakePassiveClock(start)).ForDatabase(ctx, "ns", "db")
 	require.Error(t, err)
@@ -116,19 +117,33 @@ func TestADamagedAuthorityIsNotReplaced(t *testing.T) {
 func TestSomebodyElsesSecretIsNotTakenOver(t *testing.T) {
 	ctx := context.Background()
 	c, db, sh := objects(t)
-	set, _, err := EnsureAuthority(ctx, c, db, start)
+	set, _, err := EnsureAuthority(ctx, c, c, db, start)
 	require.NoError(t, err)
 	require.NoError(t, c.Create(ctx, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "leaf"}, Data: map[string][]byte{"a": []byte("b")}}))
-	_, err = EnsureLeaf(ctx, c, sh, "leaf", set, request(), start)
+	_, err = EnsureLeaf(ctx, c, c, sh, "leaf", set, request(), start)
 	var taken *owned.TakenError
 	require.ErrorAs(t, err, &taken)
 	require.Equal(t, map[string][]byte{"a": []byte("b")}, read(t, c, "leaf"))
 }
 
+func TestSomebodyElsesAuthorityIsNotTakenOver(t *testing.T) {
+	c, db, _ := objects(t)
+	require.NoError(t, c.Create(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "db-ca"}}))
+	cache := fake.NewClientBuilder().WithScheme(c.Scheme()).Build() // shows nothing of it: it has not our label
+	blind := interceptor.NewClient(c.(client.WithWatch), interceptor.Funcs{
+		Get: func(ctx context.Context, _ client.WithWatch, key client.ObjectKey, o client.Object, opts ...client.GetOption) error {
+			return cache.Get(ctx, key, o, opts...)
+		},
+	})
+	_, _, err := EnsureAuthority(t.Context(), blind, c, db, start)
+	var taken *owned.TakenError
+	require.ErrorAs(t, err, &taken)
+}
+
 func TestTheOperatorsIdentityIsRenewed(t *testing.T) {
 	ctx := context.Background()
 	c, db, _ := objects(t)
-	_, _, err := EnsureAuthority(ctx, c, db, start)
+	_, _, err := EnsureAuthority(ctx, c, c, db, start)
 	require.NoError(t, err)
 	clock := clocktesting.NewFakePassiveClock(start)
 	identities := NewIdentities(c, clock)

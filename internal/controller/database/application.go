@@ -23,7 +23,7 @@ import (
 // to connect and whom to trust follow the Database.
 func (r *Reconciler) ensureApplication(ctx context.Context, db *v1alpha1.Database, authority *pki.Set) error {
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: db.Namespace, Name: names.Application(db.Name)}}
-	_, err := owned.Apply(ctx, r.Client, db, secret, func() {
+	_, err := owned.Apply(ctx, r.Client, r.Live, db, secret, func() {
 		owned.SetLabels(secret, map[string]string{v1alpha1.LabelDatabase: db.Name, "app.kubernetes.io/managed-by": "theseus"})
 		data := maps.Clone(secret.Data)
 		if data == nil {

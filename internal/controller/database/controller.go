@@ -29,7 +29,9 @@ import (
 
 // Reconciler keeps Databases.
 type Reconciler struct {
-	Client   client.Client
+	Client client.Client
+	// Live reads from the API server itself: what the cache leaves out, and what must not be late.
+	Live     client.Reader
 	Recorder recorder.EventRecorder
 	Clock    clock.PassiveClock
 	// Image names the operand image of a PostgreSQL major.
@@ -43,7 +45,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 	return ctrl.NewControllerManagedBy(mgr).Named("database").
 		For(&v1alpha1.Database{}).
 		Owns(&v1alpha1.Shard{}).Owns(&corev1.Secret{}).Owns(&corev1.Service{}).
-		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
+		WithOptions(controller.Options{MaxConcurrentReconciles: workers, RateLimiter: shard.RateLimiter()}).
 		Complete(r)
 }
 
@@ -60,11 +62,12 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, r.Client.Update(ctx, db)
 	}
 	shards, next, err := r.ensure(ctx, db)
+	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
+		// Somebody else wrote first, or the cache is behind our own writes: nothing to tell, look again with fresh eyes.
+		return reconcile.Result{RequeueAfter: 100 * time.Millisecond}, nil
+	}
 	if statusErr := r.updateStatus(ctx, db, shards, err); err == nil {
 		err = statusErr
-	}
-	if apierrors.IsConflict(err) {
-		return reconcile.Result{RequeueAfter: 100 * time.Millisecond}, nil
 	}
 	return reconcile.Result{RequeueAfter: next}, err
 }
@@ -72,7 +75,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 // ensure makes everything the Database owns and says when to look again.
 func (r *Reconciler) ensure(ctx context.Context, db *v1alpha1.Database) ([]v1alpha1.Shard, time.Duration, error) {
 	now := r.Clock.Now()
-	authority, did, err := certificates.EnsureAuthority(ctx, r.Client, db, now)
+	authority, did, err := certificates.EnsureAuthority(ctx, r.Client, r.Live, db, now)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -98,7 +101,7 @@ func (r *Reconciler) ensure(ctx context.Context, db *v1alpha1.Database) ([]v1alp
 
 func (r *Reconciler) ensureShard(ctx context.Context, db *v1alpha1.Database, index int32) (*v1alpha1.Shard, error) {
 	sh := &v1alpha1.Shard{ObjectMeta: metav1.ObjectMeta{Namespace: db.Namespace, Name: names.Shard(db.Name, index)}}
-	result, err := owned.Apply(ctx, r.Client, db, sh, func() {
+	result, err := owned.Apply(ctx, r.Client, r.Live, db, sh, func() {
 		owned.SetLabels(sh, map[string]string{v1alpha1.LabelDatabase: db.Name, v1alpha1.LabelShard: sh.Name})
 		image, gateway := db.Spec.Postgres.Image, ""
 		if image == "" {
@@ -135,7 +138,7 @@ func (r *Reconciler) ensureServices(ctx context.Context, db *v1alpha1.Database) 
 	} {
 		svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: db.Namespace, Name: name}}
 		labels := map[string]string{v1alpha1.LabelDatabase: db.Name, "app.kubernetes.io/managed-by": "theseus"}
-		if _, err := owned.Apply(ctx, r.Client, db, svc, func() { shard.MutateService(svc, labels, selector) }); err != nil {
+		if _, err := owned.Apply(ctx, r.Client, r.Live, db, svc, func() { shard.MutateService(svc, labels, selector) }); err != nil {
 			return fmt.Errorf("Service %s: %w", name, err)
 		}
 	}
@@ -151,13 +154,13 @@ func (r *Reconciler) finalize(ctx context.Context, db *v1alpha1.Database) (recon
 	if err := r.Client.List(ctx, shards, client.InNamespace(db.Namespace), client.MatchingLabels{v1alpha1.LabelDatabase: db.Name}); err != nil {
 		return reconcile.Result{}, err
 	}
-	left := 0
+	var left []string
 	for i := range shards.Items {
 		sh := &shards.Items[i]
 		if !metav1.IsControlledBy(sh, db) {
 			continue
 		}
-		left++
+		left = append(left, leaving(sh))
 		if !sh.DeletionTimestamp.IsZero() {
 			continue
 		}
@@ -172,8 +175,8 @@ func (r *Reconciler) finalize(ctx context.Context, db *v1alpha1.Database) (recon
 			return reconcile.Result{}, err
 		}
 	}
-	if left > 0 {
-		return reconcile.Result{RequeueAfter: time.Second}, nil
+	if len(left) > 0 {
+		return reconcile.Result{RequeueAfter: time.Second}, r.saysDeleting(ctx, db, left)
 	}
 	controllerutil.RemoveFinalizer(db, v1alpha1.Finalizer)
 	return reconcile.Result{}, client.IgnoreNotFound(r.Client.Update(ctx, db))

@@ -16,6 +16,7 @@ import (
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/agentapi"
 	"theseus.dev/theseus/internal/controller/owned"
+	"theseus.dev/theseus/internal/controller/shard"
 	"theseus.dev/theseus/internal/names"
 )
 
@@ -40,6 +41,35 @@ func (r *Reconciler) updateStatus(ctx context.Context, db *v1alpha1.Database, sh
 		return nil
 	}
 	return r.Client.Status().Patch(ctx, db, client.MergeFrom(before))
+}
+
+// leaving is a shard that a Database being deleted waits for, and what that waits for.
+func leaving(sh *v1alpha1.Shard) string {
+	if c := meta.FindStatusCondition(sh.Status.Conditions, v1alpha1.ConditionReady); c != nil && c.Reason == shard.ReasonDeleting {
+		return sh.Name + ", " + c.Message
+	}
+	return sh.Name
+}
+
+// saysDeleting writes what a Database being deleted waits for.
+func (r *Reconciler) saysDeleting(ctx context.Context, db *v1alpha1.Database, shards []string) error {
+	before := db.DeepCopy()
+	meta.SetStatusCondition(&db.Status.Conditions, metav1.Condition{
+		Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: shard.ReasonDeleting,
+		Message: "it is being deleted and waits for its shards: " + some(shards), ObservedGeneration: db.Generation,
+	})
+	if equality.Semantic.DeepEqual(before.Status, db.Status) {
+		return nil
+	}
+	return client.IgnoreNotFound(r.Client.Status().Patch(ctx, db, client.MergeFrom(before)))
+}
+
+// some are the first three, and how many more there are.
+func some(shards []string) string {
+	if len(shards) > 3 {
+		return strings.Join(shards[:3], "; ") + fmt.Sprintf("; and %d more shards", len(shards)-3)
+	}
+	return strings.Join(shards, "; ")
 }
 
 // Sum fills in the status of db from its shards. A condition is that of all shards: true when true of each, otherwise
@@ -119,10 +149,8 @@ func sumCondition(kind string, shards []v1alpha1.Shard) metav1.Condition {
 		telling = append(telling, sh.Name+": "+c.Message)
 	}
 	switch {
-	case len(telling) > 3:
-		out.Message = strings.Join(telling[:3], "; ") + fmt.Sprintf("; and %d more shards", len(telling)-3)
 	case len(telling) > 0:
-		out.Message = strings.Join(telling, "; ")
+		out.Message = some(telling)
 	case len(shards) == 1:
 		if c := meta.FindStatusCondition(shards[0].Status.Conditions, kind); c != nil {
 			out.Reason, out.Message = c.Reason, c.Message

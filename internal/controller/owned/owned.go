@@ -4,6 +4,7 @@ package owned
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -21,19 +22,58 @@ func (e *TakenError) Error() string {
 }
 
 // Apply brings obj to what mutate makes of it: created when absent, updated when mutate changes it. Owner becomes its
-// controller. An existing object with another controller, or with none, is a *TakenError.
-func Apply(ctx context.Context, c client.Client, owner, obj client.Object, mutate func()) (controllerutil.OperationResult, error) {
-	return controllerutil.CreateOrUpdate(ctx, c, obj, func() error {
+// controller. An existing object with another controller, or with none, is a *TakenError. What c reads from may be a cache
+// of labelled objects only; live reads where nothing is hidden, and is asked only when a creation says that there is more.
+func Apply(ctx context.Context, c client.Client, live client.Reader, owner, obj client.Object, mutate func()) (controllerutil.OperationResult, error) {
+	result, err := controllerutil.CreateOrUpdate(ctx, c, obj, func() error {
 		if obj.GetResourceVersion() != "" && !metav1.IsControlledBy(obj, owner) {
-			gvk, err := c.GroupVersionKindFor(obj)
-			if err != nil {
-				return err
-			}
-			return &TakenError{Kind: gvk.Kind, Name: obj.GetName()}
+			return taken(c, obj)
 		}
 		mutate()
 		return controllerutil.SetControllerReference(owner, obj, c.Scheme())
 	})
+	return result, Exists(ctx, c, live, owner, obj, err)
+}
+
+// Exists says what it means when err, of creating obj for owner, is that there is one: a *TakenError when it is somebody
+// else's. When it is the owner's, obj was made a moment ago, or its labels were taken off and the cache does not show it for
+// that: they are put back, and err stays what it is, a lost race. So does any other error.
+func Exists(ctx context.Context, c client.Client, live client.Reader, owner, obj client.Object, err error) error {
+	if !apierrors.IsAlreadyExists(err) {
+		return err
+	}
+	gvk, gvkErr := c.GroupVersionKindFor(obj)
+	if gvkErr != nil {
+		return gvkErr
+	}
+	// No more of it than whose it is: what is in the Secrets of others is not for us.
+	have := &metav1.PartialObjectMetadata{}
+	have.SetGroupVersionKind(gvk)
+	if getErr := live.Get(ctx, client.ObjectKeyFromObject(obj), have); getErr != nil {
+		if apierrors.IsNotFound(getErr) {
+			return err // gone again
+		}
+		return getErr
+	}
+	if !metav1.IsControlledBy(have, owner) {
+		return taken(c, obj)
+	}
+	before := have.DeepCopy()
+	SetLabels(have, obj.GetLabels())
+	if !maps.Equal(before.Labels, have.Labels) {
+		if patchErr := c.Patch(ctx, have, client.MergeFrom(before)); client.IgnoreNotFound(patchErr) != nil {
+			return patchErr
+		}
+	}
+	return err
+}
+
+func taken(c client.Client, obj client.Object) error {
+	gvk, err := c.GroupVersionKindFor(obj)
+	if err != nil {
+		return err
+	}
+	return &TakenError{Kind: gvk.Kind, Name: obj.GetName()}
 }
 
 // Delete removes obj when it exists and owner controls it; it is no error when it does not exist.

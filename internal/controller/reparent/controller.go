@@ -98,7 +98,7 @@ func (r *Reconciler) close(ctx context.Context, rp *v1alpha1.Reparent, res repar
 		return nil
 	}
 	patch := client.MergeFromWithOptions(live.DeepCopy(), client.MergeFromWithOptimisticLock{})
-	conclude(&live.Status, res, r.Runner.Clock.Now())
+	conclude(&live.Status, live.Generation, res, r.Runner.Clock.Now())
 	return r.Runner.Client.Status().Patch(ctx, live, patch)
 }
 

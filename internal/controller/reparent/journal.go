@@ -40,11 +40,13 @@ type journal struct {
 
 // entry is the journal of one term.
 type entry struct {
-	mu      sync.Mutex // held while writing
-	object  *v1alpha1.Reparent
-	pending v1alpha1.ReparentStatus // guarded by journal.mu
-	dirty   bool
-	writing bool
+	mu     sync.Mutex // held while writing
+	object *v1alpha1.Reparent
+	// generation of the object's spec, which cannot be changed.
+	generation int64
+	pending    v1alpha1.ReparentStatus // guarded by journal.mu
+	dirty      bool
+	writing    bool
 }
 
 const (
@@ -79,7 +81,7 @@ func (j *journal) Open(ctx context.Context, o reparent.Opening) error {
 	if err != nil {
 		return err
 	}
-	e := &entry{object: object}
+	e := &entry{object: object, generation: object.Generation}
 	e.pending = v1alpha1.ReparentStatus{Coordinator: o.Coordinator, OldPrimary: o.OldPrimary, Phase: string(reparent.PhaseCheck)}
 	j.mu.Lock()
 	j.entries[o.Term] = e
@@ -203,7 +205,7 @@ func (j *journal) Close(ctx context.Context, r reparent.Result) error {
 	j.mu.Lock()
 	e := j.entries[r.Term]
 	if e != nil {
-		conclude(&e.pending, r, j.clock.Now())
+		conclude(&e.pending, e.generation, r, j.clock.Now())
 	}
 	j.mu.Unlock()
 	if e == nil {
@@ -223,7 +225,7 @@ func (j *journal) Close(ctx context.Context, r reparent.Result) error {
 }
 
 // conclude writes the outcome into the status.
-func conclude(st *v1alpha1.ReparentStatus, r reparent.Result, now time.Time) {
+func conclude(st *v1alpha1.ReparentStatus, generation int64, r reparent.Result, now time.Time) {
 	finished := metav1.NewMicroTime(now)
 	st.Outcome, st.Message, st.FinishedAt = string(r.Outcome), clip.Bytes(r.Message, maxMessage), &finished
 	st.NewPrimary, st.Why = r.NewPrimary, clip.Bytes(r.Why, maxMessage)
@@ -244,7 +246,8 @@ func conclude(st *v1alpha1.ReparentStatus, r reparent.Result, now time.Time) {
 		status = metav1.ConditionTrue
 	}
 	meta.SetStatusCondition(&st.Conditions, metav1.Condition{
-		Type: ConditionComplete, Status: status, Reason: string(r.Outcome), Message: clip.Bytes(r.Message, maxMessage), LastTransitionTime: metav1.NewTime(now),
+		Type: ConditionComplete, Status: status, Reason: string(r.Outcome), Message: clip.Bytes(r.Message, maxMessage),
+		ObservedGeneration: generation, LastTransitionTime: metav1.NewTime(now),
 	})
 }
 

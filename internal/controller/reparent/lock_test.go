@@ -157,6 +157,14 @@ func TestTheEndIsWrittenWhenTheServerIsBack(t *testing.T) {
 	require.NoError(t, j.Close(t.Context(), reparent.Result{Term: 9}), "never opened")
 }
 
+func TestTheOutcomeSaysWhichGenerationItIsOf(t *testing.T) {
+	c := server(t, interceptor.Funcs{}, request(func(rp *v1alpha1.Reparent) { rp.Generation = 3 }))
+	j := newJournal(c)
+	require.NoError(t, j.Open(t.Context(), opening("one")))
+	require.NoError(t, j.Close(t.Context(), reparent.Result{Term: 5, Outcome: reparent.Succeeded}))
+	require.EqualValues(t, 3, read(t, c).Status.Conditions[0].ObservedGeneration)
+}
+
 // Phases end faster than the API server should be asked to write them down; none is left out, and the end waits for nothing.
 func TestPhasesAreWrittenApart(t *testing.T) {
 	var writes atomic.Int32

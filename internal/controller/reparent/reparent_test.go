@@ -41,7 +41,7 @@ func TestPhasesInTheJournal(t *testing.T) {
 
 func TestConclude(t *testing.T) {
 	st := &v1alpha1.ReparentStatus{OldPrimary: "a"}
-	conclude(st, reparent.Result{
+	conclude(st, 3, reparent.Result{
 		Outcome: reparent.Succeeded, NewPrimary: "b", Why: "best", WriteUnavailable: 123456 * time.Microsecond,
 		Candidates: []reparent.Candidate{{Instance: "b", Position: quorum.Position{WALTerm: 3, LSN: 0x1_0000_00AB}}},
 	}, now)
@@ -50,7 +50,8 @@ func TestConclude(t *testing.T) {
 	require.Equal(t, 123*time.Millisecond, st.WriteUnavailable.Duration)
 	require.Equal(t, "1/AB", st.Candidates[0].LSN)
 	require.Equal(t, metav1.ConditionTrue, st.Conditions[0].Status)
-	conclude(st, reparent.Result{Outcome: reparent.Refused, Message: "no"}, now)
+	require.EqualValues(t, 3, st.Conditions[0].ObservedGeneration)
+	conclude(st, 3, reparent.Result{Outcome: reparent.Refused, Message: "no"}, now)
 	require.Equal(t, metav1.ConditionFalse, st.Conditions[0].Status)
 	require.Equal(t, "Refused", st.Conditions[0].Reason)
 }

@@ -43,7 +43,9 @@ type Agents func(ctx context.Context, shard types.NamespacedName, endpoint *agen
 
 // Reconciler keeps Shards. Fill in the exported fields, then call SetupWithManager.
 type Reconciler struct {
-	Client   client.Client
+	Client client.Client
+	// Live reads from the API server itself, what the cache leaves out.
+	Live     client.Reader
 	Observer *observer.Observer
 	Agents   Agents
 	Recorder recorder.EventRecorder
@@ -84,8 +86,14 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 		Watches(&v1alpha1.Replacement{}, handler.EnqueueRequestsFromMapFunc(shardOf)).
 		Watches(&corev1.Secret{}, handler.EnqueueRequestsFromMapFunc(r.shardsOfAuthority)).
 		WatchesRawSource(source.Func(r.watchObserver)).
-		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
+		WithOptions(controller.Options{MaxConcurrentReconciles: workers, RateLimiter: RateLimiter()}).
 		Complete(r)
+}
+
+// RateLimiter is the pace at which what failed is tried again. What was in the way (a name that is taken, a quota) often goes
+// without an event that we would hear of, so the pause never grows to the quarter of an hour it does by default.
+func RateLimiter() workqueue.TypedRateLimiter[reconcile.Request] {
+	return workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](5*time.Millisecond, quietInterval)
 }
 
 // shardOf is the shard a Reparent, a Replacement or a claim is about.
@@ -192,6 +200,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	actions := Plan(s, r.Params)
 	// What could not be ensured must not keep a member that died in the cohort: instances are looked after anyway.
 	err = errors.Join(objectsErr, r.act(ctx, shard, s, m, actions), r.resizeClaims(ctx, shard))
+	if allConflicts(objectsErr) {
+		objectsErr = nil // a lost race is nothing to tell
+	}
 	if summaryErr := r.summarize(ctx, shard, s, m, len(actions) > 0, objectsErr); summaryErr != nil {
 		err = errors.Join(err, summaryErr)
 	}
@@ -286,7 +297,7 @@ func (r *Reconciler) finalize(ctx context.Context, shard *v1alpha1.Shard) (recon
 		}
 	}
 	if len(pods.Items) > 0 {
-		return reconcile.Result{RequeueAfter: time.Second}, nil
+		return reconcile.Result{RequeueAfter: time.Second}, r.saysDeleting(ctx, shard, pods.Items)
 	}
 	if !retain {
 		for i := range claims {

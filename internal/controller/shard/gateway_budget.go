@@ -18,7 +18,7 @@ import (
 // ready may always go, and so may an only one: it has nothing that another has not.
 func (r *Reconciler) gatewayBudget(ctx context.Context, shard *v1alpha1.Shard) error {
 	budget := &policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Namespace: shard.Namespace, Name: names.Gateway(shard.Name)}}
-	_, err := owned.Apply(ctx, r.Client, shard, budget, func() {
+	_, err := owned.Apply(ctx, r.Client, r.Live, shard, budget, func() {
 		owned.SetLabels(budget, shardLabels(shard))
 		budget.Spec.MaxUnavailable = ptr.To(intstr.FromInt32(1))
 		budget.Spec.Selector = &metav1.LabelSelector{MatchLabels: map[string]string{

@@ -3,6 +3,7 @@ package shard
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -15,9 +16,11 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	clocktesting "k8s.io/utils/clock/testing"
 	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/agentapi"
+	"theseus.dev/theseus/internal/controller/owned"
 	"theseus.dev/theseus/internal/quorum"
 )
 
@@ -134,6 +137,25 @@ func TestLostRacesAreNoErrors(t *testing.T) {
 	require.True(t, allConflicts(errors.Join(conflict, apierrors.NewAlreadyExists(schema.GroupResource{}, "x"))))
 	require.False(t, allConflicts(errors.Join(conflict, errors.New("other"))))
 	require.False(t, allConflicts(errors.New("other")))
+}
+
+func TestWhatFailedIsTriedAgainSoon(t *testing.T) {
+	limiter := RateLimiter()
+	for range 100 {
+		require.LessOrEqual(t, limiter.When(reconcile.Request{}), 10*time.Second)
+	}
+}
+
+func TestATakenNameIsTheReason(t *testing.T) {
+	for reason, err := range map[string]error{
+		"NameTaken":     fmt.Errorf("Service db-0-rw: %w", &owned.TakenError{Kind: "Service", Name: "db-0-rw"}),
+		"ObjectsFailed": errors.New("broken"),
+	} {
+		ready := conditions(&healthy().State, DefaultParams(), 3, false, err)[0]
+		require.Equal(t, v1alpha1.ConditionReady, ready.Type)
+		require.Equal(t, metav1.ConditionFalse, ready.Status)
+		require.Equal(t, reason, ready.Reason)
+	}
 }
 
 func TestTasks(t *testing.T) {

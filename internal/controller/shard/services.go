@@ -69,7 +69,7 @@ func (r *Reconciler) ensureObjects(ctx context.Context, shard *v1alpha1.Shard) (
 		return time.Time{}, fmt.Errorf("the database's certificate authority: %w", err)
 	}
 	now := r.Clock.Now()
-	next, err = certificates.EnsureLeaf(ctx, r.Client, shard, names.AgentTLS(shard.Name), set, agentRequest(shard, r.ClusterDomain), now)
+	next, err = certificates.EnsureLeaf(ctx, r.Client, r.Live, shard, names.AgentTLS(shard.Name), set, agentRequest(shard, r.ClusterDomain), now)
 	if err != nil {
 		return next, err
 	}
@@ -82,7 +82,7 @@ func (r *Reconciler) ensureObjects(ctx context.Context, shard *v1alpha1.Shard) (
 	if !gatewayEnabled(&shard.Spec.Template) {
 		return next, r.removeGateway(ctx, shard)
 	}
-	other, err := certificates.EnsureLeaf(ctx, r.Client, shard, names.GatewayTLS(shard.Name), set, gatewayRequest(shard, r.ClusterDomain), now)
+	other, err := certificates.EnsureLeaf(ctx, r.Client, r.Live, shard, names.GatewayTLS(shard.Name), set, gatewayRequest(shard, r.ClusterDomain), now)
 	if err != nil {
 		return next, err
 	}
@@ -132,12 +132,12 @@ func (r *Reconciler) ensureServices(ctx context.Context, shard *v1alpha1.Shard) 
 		names.ReadWrite(shard.Name): readWrite, names.ReadOnly(shard.Name): readOnly, names.Direct(shard.Name): direct,
 	} {
 		svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: shard.Namespace, Name: name}}
-		if _, err := owned.Apply(ctx, r.Client, shard, svc, func() { MutateService(svc, shardLabels(shard), selector) }); err != nil {
+		if _, err := owned.Apply(ctx, r.Client, r.Live, shard, svc, func() { MutateService(svc, shardLabels(shard), selector) }); err != nil {
 			return fmt.Errorf("Service %s: %w", name, err)
 		}
 	}
 	svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: shard.Namespace, Name: names.Instances(shard.Name)}}
-	_, err := owned.Apply(ctx, r.Client, shard, svc, func() {
+	_, err := owned.Apply(ctx, r.Client, r.Live, shard, svc, func() {
 		owned.SetLabels(svc, shardLabels(shard))
 		if svc.ResourceVersion == "" {
 			svc.Spec.ClusterIP = corev1.ClusterIPNone // immutable afterwards
@@ -157,7 +157,7 @@ func (r *Reconciler) ensureServices(ctx context.Context, shard *v1alpha1.Shard) 
 // only when all are healthy. With one instance none may: a drain waits until Theseus has moved it.
 func (r *Reconciler) ensureBudget(ctx context.Context, shard *v1alpha1.Shard) error {
 	budget := &policyv1.PodDisruptionBudget{ObjectMeta: metav1.ObjectMeta{Namespace: shard.Namespace, Name: shard.Name}}
-	_, err := owned.Apply(ctx, r.Client, shard, budget, func() {
+	_, err := owned.Apply(ctx, r.Client, r.Live, shard, budget, func() {
 		owned.SetLabels(budget, shardLabels(shard))
 		budget.Spec.MinAvailable = ptr.To(intstr.FromInt32(max(shard.Spec.Template.Instances-1, 1)))
 		budget.Spec.Selector = &metav1.LabelSelector{MatchLabels: instanceSelector(shard.Name)}
@@ -179,7 +179,7 @@ func gatewayLabels(shard *v1alpha1.Shard) map[string]string {
 
 func (r *Reconciler) ensureGateway(ctx context.Context, shard *v1alpha1.Shard) error {
 	d := &appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: shard.Namespace, Name: names.Gateway(shard.Name)}}
-	_, err := owned.Apply(ctx, r.Client, shard, d, func() {
+	_, err := owned.Apply(ctx, r.Client, r.Live, shard, d, func() {
 		owned.SetLabels(d, gatewayLabels(shard))
 		d.Spec.Replicas = ptr.To(shard.Spec.Template.Gateway.Replicas)
 		d.Spec.RevisionHistoryLimit = ptr.To(int32(2))

@@ -2,6 +2,7 @@ package shard
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/agentapi/agentpb"
 	"theseus.dev/theseus/internal/clip"
+	"theseus.dev/theseus/internal/controller/owned"
 	"theseus.dev/theseus/internal/quorum"
 )
 
@@ -73,6 +75,26 @@ func (r *Reconciler) summarize(ctx context.Context, shard *v1alpha1.Shard, s *St
 	m.summarized = s.Now
 	r.announce(before, shard, s, m)
 	return r.Client.Status().Patch(ctx, shard, client.MergeFrom(before))
+}
+
+// ReasonDeleting is why a Shard or a Database that is being deleted is not Ready.
+const ReasonDeleting = "Deleting"
+
+// saysDeleting writes what a Shard being deleted waits for.
+func (r *Reconciler) saysDeleting(ctx context.Context, shard *v1alpha1.Shard, pods []corev1.Pod) error {
+	before := shard.DeepCopy()
+	var names []string
+	for i := range pods {
+		names = append(names, pods[i].Name)
+	}
+	slices.Sort(names)
+	c := condition(v1alpha1.ConditionReady, false, ReasonDeleting, "waiting for its Pods to end: "+strings.Join(names, ", "))
+	c.ObservedGeneration = shard.Generation
+	meta.SetStatusCondition(&shard.Status.Conditions, c)
+	if equality.Semantic.DeepEqual(before.Status, shard.Status) {
+		return nil
+	}
+	return client.IgnoreNotFound(r.Client.Status().Patch(ctx, shard, client.MergeFrom(before)))
 }
 
 func sameWithoutNumbers(a, b *v1alpha1.ShardStatus) bool {
@@ -180,7 +202,7 @@ func conditions(s *State, p Params, ready int, acting bool, objectsErr error) []
 	all := condition(v1alpha1.ConditionReady, true, "Ready", writable.Message)
 	switch {
 	case objectsErr != nil:
-		all = condition(v1alpha1.ConditionReady, false, "ObjectsFailed", objectsErr.Error())
+		all = condition(v1alpha1.ConditionReady, false, objectsReason(objectsErr), objectsErr.Error())
 	case writable.Status != metav1.ConditionTrue:
 		all = condition(v1alpha1.ConditionReady, false, writable.Reason, writable.Message)
 	case s.NoGateway:
@@ -191,6 +213,13 @@ func conditions(s *State, p Params, ready int, acting bool, objectsErr error) []
 		all = condition(v1alpha1.ConditionReady, false, "InstancesMissing", fmt.Sprintf("%d of %d instances are ready", ready, s.Wanted))
 	}
 	return []metav1.Condition{all, writable, redundant, progressing}
+}
+
+func objectsReason(err error) string {
+	if taken := (*owned.TakenError)(nil); errors.As(err, &taken) {
+		return "NameTaken"
+	}
+	return "ObjectsFailed"
 }
 
 func writableCondition(s *State, p Params) metav1.Condition {
