@@ -168,7 +168,7 @@ func (r *Reconciler) unready(ctx context.Context, w *world, reason string, why e
 func (r *Reconciler) work(ctx context.Context, w *world, provider machine.Provider) (time.Duration, error) {
 	p, now := w.policy, r.Clock.Now()
 	p.Status.Rotations = slices.DeleteFunc(p.Status.Rotations, func(rot v1alpha1.NodeRotation) bool {
-		return !underWay(&rot) && now.Sub(rot.FinishedAt.Time) > keepFinished
+		return !underWay(&rot) && now.Sub(rot.FinishedAt.Time) > keepFinished && !(toldToGo(&rot) && w.exists(&rot))
 	})
 	limits := r.Limits
 	limits.PerPolicy = map[string]int{p.Name: budget(p, len(w.mine))}
@@ -206,6 +206,12 @@ func (w *world) selected(rot *v1alpha1.NodeRotation) bool {
 	return n == nil || string(n.UID) != rot.NodeUID || slices.Contains(w.mine, n) || w.policy.Spec.Machine.Provider == v1alpha1.MachineNone
 }
 
+// exists reports whether a rotation's node is still there.
+func (w *world) exists(rot *v1alpha1.NodeRotation) bool {
+	n := w.nodes[rot.Node]
+	return n != nil && string(n.UID) == rot.NodeUID
+}
+
 // nextLook is when the plan may have changed: soon when the next start is near, and at the latest within a minute.
 func nextLook(plan *planned, maxAge time.Duration, now time.Time) time.Duration {
 	tick := min(max(maxAge/1000, time.Second), time.Minute)
@@ -234,17 +240,28 @@ func (r *Reconciler) begin(ctx context.Context, w *world, plan *planned, account
 			waiting = append(waiting, fmt.Sprintf("node %s waits: %s", q.Node, err))
 			continue
 		}
+		rot := newRotation(rotationOf(&p.Status, node), node, q, now)
 		p.Status.Rotations = slices.DeleteFunc(p.Status.Rotations, func(rot v1alpha1.NodeRotation) bool { return rot.Node == q.Node })
-		p.Status.Rotations = append(p.Status.Rotations, v1alpha1.NodeRotation{
-			Node: q.Node, NodeUID: string(node.UID), Zone: q.Zone, Phase: string(machine.Holding),
-			StartedAt: metav1.NewTime(now), PhaseStartedAt: metav1.NewTime(now), Deadline: &metav1.Time{Time: q.Deadline},
-			Message: "the machine is being held",
-		})
+		p.Status.Rotations = append(p.Status.Rotations, rot)
 		if err := r.Client.Status().Update(ctx, p); err != nil {
 			return waiting, err
 		}
 	}
 	return waiting, nil
+}
+
+// newRotation is the beginning of one. A machine that was told to go already is not held and surged for again: it is asked
+// once more to go.
+func newRotation(before *v1alpha1.NodeRotation, node *corev1.Node, q ledger.NodeRequest, now time.Time) v1alpha1.NodeRotation {
+	rot := v1alpha1.NodeRotation{
+		Node: q.Node, NodeUID: string(node.UID), Zone: q.Zone, Phase: string(machine.Holding),
+		StartedAt: metav1.NewTime(now), PhaseStartedAt: metav1.NewTime(now), Deadline: &metav1.Time{Time: q.Deadline},
+		Message: "the machine is being held",
+	}
+	if before != nil && toldToGo(before) {
+		rot.Phase, rot.Message = string(machine.Replacing), "the machine is asked for once more"
+	}
+	return rot
 }
 
 // backstop finds a provider that would remove the oldest machine before its time: it would not wait for anything.
@@ -280,15 +297,18 @@ func (r *Reconciler) release(ctx context.Context, w *world) (reconcile.Result, e
 	for i := range p.Status.Rotations {
 		rot := &p.Status.Rotations[i]
 		n := w.nodes[rot.Node]
-		if n == nil || string(n.UID) != rot.NodeUID {
+		if !w.exists(rot) {
 			continue
 		}
-		errs = errors.Join(errs, r.uncordon(ctx, n, p.Name))
+		// Nothing new goes to a machine that its provider was told to take.
+		if !toldToGo(rot) {
+			errs = errors.Join(errs, r.uncordon(ctx, n, p.Name))
+		}
 		for j := range w.instances[n.Name] {
 			_, err := request.Requests{Client: r.Client}.Withdraw(ctx, &w.instances[n.Name][j], v1alpha1.ReasonNodeExpiring)
 			errs = errors.Join(errs, err)
 		}
-		if provider == nil || !underWay(rot) || machine.Phase(rot.Phase) == machine.Replacing {
+		if provider == nil || !underWay(rot) || toldToGo(rot) {
 			continue
 		}
 		m := machine.Machine{ID: rot.Machine, UID: rot.MachineUID, Node: rot.Node, NodeUID: rot.NodeUID}

@@ -28,6 +28,11 @@ func retryAfter(maxAge time.Duration) time.Duration {
 // rotations that are under way have no end.
 func underWay(r *v1alpha1.NodeRotation) bool { return r.FinishedAt == nil }
 
+// toldToGo reports whether the provider was, or may have been, told to take the machine, and nobody has taken that back.
+func toldToGo(r *v1alpha1.NodeRotation) bool {
+	return r.Phase == string(machine.Replacing) || r.Phase == string(machine.RotFailed) && r.FailedIn == string(machine.Replacing)
+}
+
 // rotationOf finds the rotation of exactly this node.
 func rotationOf(st *v1alpha1.NodePolicyStatus, node *corev1.Node) *v1alpha1.NodeRotation {
 	for i := range st.Rotations {

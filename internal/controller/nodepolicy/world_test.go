@@ -40,8 +40,10 @@ type town struct {
 	held   map[string]bool
 	surged map[string]bool
 	// noRoom keeps Surge from ever being done; calls that return this error fail.
-	noRoom   bool
-	failing  error
+	noRoom  bool
+	failing error
+	// stuck machines are told to go and stay.
+	stuck    bool
 	calls    []string
 	replaced []string
 }
@@ -226,6 +228,9 @@ func (tn *town) Surge(ctx context.Context, m machine.Machine) (machine.Progress,
 func (tn *town) Replace(ctx context.Context, m machine.Machine) (machine.Progress, error) {
 	require.Empty(tn.t, tn.pods(m.Node), "a machine is replaced under an instance")
 	require.True(tn.t, tn.held[m.Node], "a machine is replaced that was not held")
+	if tn.stuck {
+		return machine.Progress{Done: true, Message: "any moment now"}, tn.note("replace", m)
+	}
 	tn.replaced = append(tn.replaced, m.Node)
 	require.NoError(tn.t, client.IgnoreNotFound(tn.c.Delete(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: m.Node}})))
 	return machine.Progress{Done: true, Message: "going"}, tn.note("replace", m)
