@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -49,6 +50,16 @@ type Reconciler struct {
 	Limits ledger.Limits
 	// Providers replaces the providers of machines. For tests.
 	Providers func(*v1alpha1.NodePolicy) (machine.Provider, error)
+
+	answers map[string]answers // by policy
+}
+
+// retryAtMost bounds the pause before a look at a policy that ended with an error: what fails may be one node's alone, and
+// the others do not wait for it.
+const retryAtMost = 30 * time.Second
+
+func retries() workqueue.TypedRateLimiter[reconcile.Request] {
+	return workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](100*time.Millisecond, retryAtMost)
 }
 
 // SetupWithManager registers the controller. It runs on the elected leader only, one policy at a time.
@@ -65,7 +76,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 		For(&v1alpha1.NodePolicy{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&corev1.Node{}, every, builder.WithPredicates(predicate.Funcs{UpdateFunc: relabelled})).
 		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(r.policyOfPod)).
-		WithOptions(controller.Options{MaxConcurrentReconciles: 1}).
+		WithOptions(controller.Options{MaxConcurrentReconciles: 1, RateLimiter: retries()}).
 		Complete(r)
 }
 
@@ -115,6 +126,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	}
 	if w.policy == nil {
 		forget(req.Name)
+		delete(r.answers, req.Name)
 		return reconcile.Result{}, nil
 	}
 	p := w.policy
@@ -141,6 +153,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		set(p, v1alpha1.ConditionReady, false, "Error", err.Error())
 	case len(w.shared) > 0:
 		set(p, v1alpha1.ConditionReady, false, "PoliciesOverlap", "other policies select these nodes, too, which are left alone: "+strings.Join(w.shared, ", "))
+	case len(w.unknown) > 0:
+		set(p, v1alpha1.ConditionReady, false, "NoMachine", provider.Name()+" knows no machine under these nodes, which are left alone: "+strings.Join(w.unknown, ", "))
+		r.warn(p, before)
 	default:
 		set(p, v1alpha1.ConditionReady, true, "Working", "nodes go when the plan says so")
 	}
@@ -150,6 +165,14 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		}
 	}
 	return reconcile.Result{RequeueAfter: next}, err
+}
+
+// warn makes an event of what keeps a policy from being ready, once.
+func (r *Reconciler) warn(p *v1alpha1.NodePolicy, before *v1alpha1.NodePolicyStatus) {
+	now, was := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady), meta.FindStatusCondition(before.Conditions, v1alpha1.ConditionReady)
+	if was == nil || was.Reason != now.Reason || was.Message != now.Message {
+		r.Recorder.Eventf(p, nil, corev1.EventTypeWarning, now.Reason, "Rotate", "%s", now.Message)
+	}
 }
 
 // unready says in the status why nothing is done.
@@ -227,7 +250,7 @@ func (r *Reconciler) begin(ctx context.Context, w *world, plan *planned, account
 	if p.Spec.Budget.String() == "0" || p.Spec.Budget.String() == "0%" {
 		return []string{"spec.budget is 0: no node may go"}, nil
 	}
-	requests := plan.requests(p, w.shards)
+	requests, waiting := r.found(ctx, w, provider, plan.requests(p, w.shards))
 	for i, v := range account.GrantNodes(requests) {
 		q := requests[i]
 		if !v.Allowed {
@@ -236,10 +259,6 @@ func (r *Reconciler) begin(ctx context.Context, w *world, plan *planned, account
 			continue
 		}
 		node := w.nodes[q.Node]
-		if _, err := provider.Find(ctx, node); err != nil {
-			waiting = append(waiting, fmt.Sprintf("node %s waits: %s", q.Node, err))
-			continue
-		}
 		rot := newRotation(rotationOf(&p.Status, node), node, q, now)
 		p.Status.Rotations = slices.DeleteFunc(p.Status.Rotations, func(rot v1alpha1.NodeRotation) bool { return rot.Node == q.Node })
 		p.Status.Rotations = append(p.Status.Rotations, rot)

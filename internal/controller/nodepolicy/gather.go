@@ -25,6 +25,8 @@ type world struct {
 	mine  []*corev1.Node
 	// shared are nodes that another policy selects, too.
 	shared []string
+	// unknown are nodes that are due and whose machine the provider does not know.
+	unknown []string
 	// pods of instances and gateways by node, and the shards ("namespace/name") they belong to.
 	instances, gateways map[string][]corev1.Pod
 	shards              map[string][]string

@@ -43,8 +43,11 @@ type town struct {
 	noRoom  bool
 	failing error
 	// stuck machines are told to go and stay.
-	stuck    bool
-	calls    []string
+	stuck bool
+	calls []string
+	// unfound are the errors of finding machines, by node; finds counts how often one was looked for.
+	unfound  map[string]error
+	finds    int
 	replaced []string
 }
 
@@ -194,6 +197,10 @@ func (tn *town) replace() {
 func (tn *town) Name() string { return "Town" }
 
 func (tn *town) Find(_ context.Context, n *corev1.Node) (machine.Machine, error) {
+	tn.finds++
+	if err := tn.unfound[n.Name]; err != nil {
+		return machine.Machine{}, err
+	}
 	return machine.Machine{ID: "m-" + n.Name, UID: "m-" + string(n.UID), Node: n.Name, NodeUID: string(n.UID), CreatedAt: n.CreationTimestamp.Time, Held: tn.held[n.Name]}, tn.failing
 }
 
