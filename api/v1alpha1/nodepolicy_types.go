@@ -143,6 +143,9 @@ type NodeRotation struct {
 	// provider was told to take the machine, and may do so at any moment.
 	// +optional
 	FailedIn string `json:"failedIn,omitempty"`
+	// Failures is how many rotations of this node took too long before this one.
+	// +optional
+	Failures int32 `json:"failures,omitempty"`
 }
 
 // NodePolicyStatus is what became of a policy.

@@ -115,6 +115,7 @@ func Next(s Seen, l Limits) Step {
 	switch {
 	case r.Phase.Finished():
 	case !s.NodeExists && s.Gone:
+		r.FailedIn = "" // it went all the same
 		enter(RotDone, "node and machine are gone")
 	case r.Phase == Holding && s.Held:
 		enter(Surging, "room is being made")

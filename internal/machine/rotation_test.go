@@ -103,6 +103,9 @@ func TestWhatAFailureLeavesBehind(t *testing.T) {
 		st := Next(Seen{Now: t0, NodeExists: true, Instances: 1, Rotation: Rotation{Phase: phase, PhaseStartedAt: t0}}, Limits{})
 		require.Empty(t, st.Rotation.FailedIn, "it is only not wanted any more in %s", phase)
 	}
+	st := Next(Seen{Now: t0, Gone: true, Wanted: true, Rotation: Rotation{Phase: GivingBack, PhaseStartedAt: t0, FailedIn: Moving}}, Limits{})
+	require.Equal(t, RotDone, st.Rotation.Phase)
+	require.Empty(t, st.Rotation.FailedIn)
 }
 
 // Replace is never called while an instance is on the node, whatever happens; and no step is looked at again in the past.

@@ -275,7 +275,7 @@ func newRotation(before *v1alpha1.NodeRotation, node *corev1.Node, q ledger.Node
 	rot := v1alpha1.NodeRotation{
 		Node: q.Node, NodeUID: string(node.UID), Zone: q.Zone, Phase: string(machine.Holding),
 		StartedAt: metav1.NewTime(now), PhaseStartedAt: metav1.NewTime(now), Deadline: &metav1.Time{Time: q.Deadline},
-		Message: "the machine is being held",
+		Message: "the machine is being held", Failures: failures(before),
 	}
 	if before != nil && toldToGo(before) {
 		rot.Phase, rot.Message = string(machine.Replacing), "the machine is asked for once more"

@@ -82,6 +82,35 @@ func TestLookingForMachinesIsBounded(t *testing.T) {
 	require.LessOrEqual(t, tn.finds, 1, "an answer is good for a while, but for that about the oldest")
 }
 
+// A node that cannot be emptied is left alone for a while and sorts last after that: the others of its zone are not frozen,
+// and go first.
+func TestANodeThatCannotBeEmptiedKeepsNobody(t *testing.T) {
+	tn := newTown(t, nil)
+	tn.step = time.Minute
+	bad := tn.node("z1")
+	tn.shard("a", bad)
+	tn.clock.Step(40 * time.Minute)
+	good := []string{tn.node("z1"), tn.node("z1"), tn.node("z1")}
+	tn.clock.Step(8*time.Hour + 30*time.Minute)
+	tn.run(61*time.Minute, nil)
+	p := tn.get()
+	rot := rotationOf(&p.Status, tn.nodes()[bad])
+	require.Equal(t, machine.RotFailed, machine.Phase(rot.Phase), "it is the first to be tried: %+v", p.Status.Rotations)
+	require.Equal(t, string(machine.Moving), rot.FailedIn)
+	tn.run(2*time.Minute, func() {
+		p := tn.get()
+		require.False(t, isTrue(p, v1alpha1.ConditionFrozen), "%+v", p.Status.Conditions)
+		holds := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionPlanHolds)
+		require.Contains(t, holds.Message, "the rotation of node "+bad+" failed")
+	})
+	require.Len(t, tn.replaced, 1, "the next one goes at once")
+	tn.run(3*time.Hour, nil)
+	require.ElementsMatch(t, good, tn.replaced, "all others go before it is tried again")
+	tn.run(6*time.Hour, nil)
+	p = tn.get()
+	require.Positive(t, rotationOf(&p.Status, tn.nodes()[bad]).Failures, "it is tried again")
+}
+
 func TestWhatFailsIsLookedAtAgainSoon(t *testing.T) {
 	r := retries()
 	for range 1000 {
