@@ -200,8 +200,9 @@ func (r *Reconciler) work(ctx context.Context, w *world, provider machine.Provid
 		return time.Minute, err
 	}
 	limits.PerHour = map[string]float64{p.Name: plan.Rate}
+	errs := r.mark(ctx, w, plan.aging(p, now))
 	waiting, err := r.begin(ctx, w, &plan, r.account(w, limits), provider)
-	errs := errors.Join(err, r.backstop(ctx, w, &plan, provider))
+	errs = errors.Join(errs, err, r.backstop(ctx, w, &plan, provider))
 	next := nextLook(&plan, p.Spec.MaxAge.Duration, now)
 	for i := range p.Status.Rotations {
 		rot := p.Status.Rotations[i]
@@ -312,7 +313,8 @@ const releaseWithin = 5 * time.Minute
 // release gives back what a policy that is being deleted has under way, and lets it go.
 func (r *Reconciler) release(ctx context.Context, w *world) (reconcile.Result, error) {
 	p := w.policy
-	provider, errs := r.provider(ctx, p)
+	provider, err := r.provider(ctx, p)
+	errs := errors.Join(err, r.mark(ctx, w, nil))
 	for i := range p.Status.Rotations {
 		rot := &p.Status.Rotations[i]
 		n := w.nodes[rot.Node]
