@@ -1,6 +1,6 @@
 package v1alpha1
 
-// Annotations by which somebody says that a node or an instance should go.
+// Annotations and labels by which somebody says that a node or an instance should go.
 const (
 	// AnnotationDrain on a Node has the instances moved off it; the value says why, for people. Removing it takes the
 	// request back as far as nothing has begun.
@@ -16,6 +16,9 @@ const (
 	AnnotationEvictionCordoned = "theseus.dev/eviction-cordoned"
 	// AnnotationCordonedFor on a Node names the NodePolicy that cordoned it, which alone may uncordon it.
 	AnnotationCordonedFor = "theseus.dev/cordoned-for"
+	// LabelAging on a Node ("true") says that it goes soon for its age: instances are placed there, and primaries left there,
+	// only where there is no better place. The NodePolicy that selects the node sets it and takes it away.
+	LabelAging = "theseus.dev/aging"
 	// AnnotationNode on a Replacement is the node on whose account it was asked for.
 	AnnotationNode = "theseus.dev/node"
 )

@@ -139,6 +139,13 @@ type NodeRotation struct {
 	// Message says what it waits for, or how it ended.
 	// +optional
 	Message string `json:"message,omitempty"`
+	// FailedIn is the phase that took too long, when that is how it ended. After Replacing the node stays cordoned: its
+	// provider was told to take the machine, and may do so at any moment.
+	// +optional
+	FailedIn string `json:"failedIn,omitempty"`
+	// Failures is how many rotations of this node took too long before this one.
+	// +optional
+	Failures int32 `json:"failures,omitempty"`
 }
 
 // NodePolicyStatus is what became of a policy.

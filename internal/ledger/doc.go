@@ -20,7 +20,8 @@
 //
 // A node that begins to go for its age is asked for once (NodeRequest): Frozen, CondemnationStorm, NoCapacity, TooFast,
 // PolicyBusy (the budget of its NodePolicy) and ZoneBusy (no shard on it may have another of its instances going in
-// another zone). The replacements of its instances are then ordinary requests with the reason NodeExpiring.
+// another zone). The replacements of its instances are then ordinary requests with the reason NodeExpiring. Of several nodes
+// those that failed least go first, then those near their maximum age, then the oldest.
 //
 // (*) A repair waits for another repair of its shard, but not for a planned replacement: a healthy instance that cannot be
 // seeded must not keep a dead one from being replaced, and replacing what is dead lowers nothing. It also does not wait

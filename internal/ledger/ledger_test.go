@@ -265,6 +265,12 @@ func TestNodes(t *testing.T) {
 		{Node: "near", Policy: "p", Deadline: now.Add(3 * time.Hour), Near: true},
 	})
 	require.Equal(t, []bool{false, false, true}, []bool{verdicts[0].Allowed, verdicts[1].Allowed, verdicts[2].Allowed})
+	verdicts = New(nil, nil, Fleet{Instances: 30}, Limits{PerPolicy: map[string]int{"p": 1}}, now).GrantNodes([]NodeRequest{
+		{Node: "never empty", Policy: "p", Deadline: now, Near: true, Failed: 2},
+		{Node: "failed once", Policy: "p", Deadline: now, Near: true, Failed: 1},
+		{Node: "good", Policy: "p", Deadline: now.Add(time.Hour)},
+	})
+	require.Equal(t, []bool{false, false, true}, []bool{verdicts[0].Allowed, verdicts[1].Allowed, verdicts[2].Allowed}, "what failed goes last")
 }
 
 // However requests come, what is granted together keeps every rule, and granting is independent of the order of asking.

@@ -51,6 +51,9 @@ func (a *Account) GrantNodes(requests []NodeRequest) []Verdict {
 }
 
 func compareNodes(a, b NodeRequest) int {
+	if a.Failed != b.Failed {
+		return cmp.Compare(a.Failed, b.Failed)
+	}
 	if a.Near != b.Near {
 		if a.Near {
 			return -1

@@ -137,6 +137,9 @@ type NodeRequest struct {
 	// Near and Deadline as in Request.
 	Near     bool
 	Deadline time.Time
+	// Failed is how often it was tried lately, in vain. Those that failed oftener go last, however old they are: a node
+	// that cannot be emptied has its turn when no other waits.
+	Failed int
 }
 
 // Why a disruption may not begin, in a word.

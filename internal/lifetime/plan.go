@@ -1,6 +1,7 @@
 package lifetime
 
 import (
+	"cmp"
 	"math"
 	"slices"
 	"time"
@@ -18,6 +19,8 @@ type Object struct {
 	CreatedAt time.Time
 	// MaxAge of this object; 0 is the policy's.
 	MaxAge time.Duration
+	// Frozen says why this one does not start although it may be its time; empty when it may.
+	Frozen string
 	// InFlight is true once its replacement has begun: it is not planned any more and counts against the budget, but it
 	// still grows older until it is gone, and a plan that looked away would say that all is well.
 	InFlight bool
@@ -234,7 +237,7 @@ func (p Policy) frozen(o Object) string {
 	if p.Freeze != "" {
 		return p.Freeze
 	}
-	return p.FrozenZones[o.Zone]
+	return cmp.Or(p.FrozenZones[o.Zone], o.Frozen)
 }
 
 // level moves starts forward in time until they are a gap apart, and a service time apart within a group. What a group

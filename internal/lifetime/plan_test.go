@@ -266,6 +266,15 @@ func TestFrozenZones(t *testing.T) {
 	}
 	require.Equal(t, Frozen, plan.Reason)
 	require.Contains(t, plan.Message, "10 of 20")
+	objs[0].Frozen, objs[1].Frozen = "it failed", "it failed"
+	plan = Make(objs, Policy{MaxAge: maxAge, FrozenZones: map[string]string{"a": "no machines in a"}}, now)
+	for _, s := range plan.Slots {
+		require.Equal(t, objs[s.Index].Zone == "b" && s.Index != 1, s.Due, "%d", s.Index)
+		if s.Index == 1 {
+			require.Equal(t, "it failed", s.Frozen)
+		}
+	}
+	require.Contains(t, plan.Message, "11 of 20")
 }
 
 func TestABudgetThatCannotHoldIsSaidFromTheFirstDay(t *testing.T) {

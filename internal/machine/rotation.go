@@ -31,6 +31,8 @@ type Rotation struct {
 	Phase                     Phase
 	PhaseStartedAt, StartedAt time.Time
 	Message                   string
+	// FailedIn is the phase that took too long, once that has happened. A rotation that is only not wanted any more has none.
+	FailedIn Phase
 }
 
 // Call is the method of the provider to call next; CallNone waits.
@@ -75,7 +77,8 @@ type Seen struct {
 }
 
 // Step is the next step: store Rotation, then Call. While Cordon is true the node takes no new instances; while MoveOff
-// is true its instances have a reason to go (NodeExpiring).
+// is true its instances have a reason to go (NodeExpiring). A machine that was told to go and has not gone in time keeps
+// its cordon when the rotation ends: the provider may take it away at any moment, from under whatever has come to it.
 type Step struct {
 	Rotation        Rotation
 	Call            Call
@@ -103,16 +106,24 @@ func Next(s Seen, l Limits) Step {
 		r.StartedAt = s.Now
 		enter(Holding, "the machine is being held")
 	}
+	fail := func(p Phase, format string, args ...any) {
+		r.FailedIn = r.Phase
+		enter(p, format, args...)
+	}
 	late := limit[r.Phase] > 0 && !s.Now.Before(r.PhaseStartedAt.Add(limit[r.Phase]))
 	call := CallNone
 	switch {
 	case r.Phase.Finished():
 	case !s.NodeExists && s.Gone:
+		r.FailedIn = "" // it went all the same
 		enter(RotDone, "node and machine are gone")
 	case r.Phase == Holding && s.Held:
 		enter(Surging, "room is being made")
 		call = CallSurge
-	case r.Phase == Holding && (late || !s.Wanted && !s.Removing):
+	case r.Phase == Holding && late:
+		fail(RotFailed, "the machine was not held")
+		call = CallRelease
+	case r.Phase == Holding && !s.Wanted && !s.Removing:
 		enter(RotFailed, "the machine was not held")
 		call = CallRelease
 	case r.Phase == Holding:
@@ -121,18 +132,18 @@ func Next(s Seen, l Limits) Step {
 		enter(GivingBack, "it need not go any more")
 		call = CallGiveBack
 	default:
-		call = forward(s, &r, enter, late)
+		call = forward(s, &r, enter, fail, late)
 	}
 	step := Step{Rotation: r, Call: call, Recheck: s.Now.Add(time.Minute)}
 	if d := limit[r.Phase]; d > 0 && r.PhaseStartedAt.Add(d).After(s.Now) && r.PhaseStartedAt.Add(d).Before(step.Recheck) {
 		step.Recheck = r.PhaseStartedAt.Add(d)
 	}
-	step.Cordon = r.Phase == Surging || r.Phase == Moving || r.Phase == Replacing
+	step.Cordon = r.Phase == Surging || r.Phase == Moving || r.Phase == Replacing || r.Phase == RotFailed && r.FailedIn == Replacing
 	step.MoveOff = r.Phase == Moving || r.Phase == Replacing
 	return step
 }
 
-func forward(s Seen, r *Rotation, enter func(Phase, string, ...any), late bool) Call {
+func forward(s Seen, r *Rotation, enter, fail func(Phase, string, ...any), late bool) Call {
 	switch r.Phase {
 	case Surging:
 		switch {
@@ -140,7 +151,7 @@ func forward(s Seen, r *Rotation, enter func(Phase, string, ...any), late bool) 
 			enter(Moving, "%d instances are being moved off", s.Instances)
 			return CallNone
 		case late:
-			enter(GivingBack, "no room was made in time: %s", s.Surge.Message)
+			fail(GivingBack, "no room was made in time: %s", s.Surge.Message)
 			return CallGiveBack
 		}
 		r.Message = s.Surge.Message
@@ -151,7 +162,7 @@ func forward(s Seen, r *Rotation, enter func(Phase, string, ...any), late bool) 
 			enter(Replacing, "the machine is being replaced")
 			return CallReplace
 		case late && !s.Removing && s.Moving == 0:
-			enter(GivingBack, "%d instances could not be moved off in time", s.Instances)
+			fail(GivingBack, "%d instances could not be moved off in time", s.Instances)
 			return CallGiveBack
 		}
 		r.Message = fmt.Sprintf("%d instances are being moved off, %d of them now", s.Instances, s.Moving)
@@ -169,7 +180,7 @@ func forward(s Seen, r *Rotation, enter func(Phase, string, ...any), late bool) 
 			enter(RotDone, "node and machine are gone")
 			return CallNone
 		case late:
-			enter(RotFailed, "the machine is not gone: %s", s.Replace.Message)
+			fail(RotFailed, "the machine is not gone: %s", s.Replace.Message)
 			return CallNone
 		}
 		r.Message = s.Replace.Message

@@ -77,6 +77,37 @@ func TestWaysOut(t *testing.T) {
 	}
 }
 
+// What a rotation failed at is remembered through GivingBack. Only a machine that was told to go keeps its cordon.
+func TestWhatAFailureLeavesBehind(t *testing.T) {
+	for phase, want := range map[Phase]struct {
+		failedIn Phase
+		cordon   bool
+	}{
+		Holding: {Holding, false}, Surging: {Surging, false}, Moving: {Moving, false}, Replacing: {Replacing, true},
+	} {
+		s := Seen{Now: t0, NodeExists: true, Wanted: true, Rotation: Rotation{Phase: phase, PhaseStartedAt: t0.Add(-13 * time.Hour)}}
+		if phase == Moving {
+			s.Instances = 1
+		}
+		st := Next(s, Limits{})
+		for !st.Rotation.Phase.Finished() {
+			s.Rotation = st.Rotation
+			st = Next(s, Limits{})
+		}
+		require.Equal(t, RotFailed, st.Rotation.Phase, phase)
+		require.Equal(t, want.failedIn, st.Rotation.FailedIn, phase)
+		require.Equal(t, want.cordon, st.Cordon, phase)
+		require.False(t, st.MoveOff, phase)
+	}
+	for _, phase := range []Phase{Holding, Surging, Moving} {
+		st := Next(Seen{Now: t0, NodeExists: true, Instances: 1, Rotation: Rotation{Phase: phase, PhaseStartedAt: t0}}, Limits{})
+		require.Empty(t, st.Rotation.FailedIn, "it is only not wanted any more in %s", phase)
+	}
+	st := Next(Seen{Now: t0, Gone: true, Wanted: true, Rotation: Rotation{Phase: GivingBack, PhaseStartedAt: t0, FailedIn: Moving}}, Limits{})
+	require.Equal(t, RotDone, st.Rotation.Phase)
+	require.Empty(t, st.Rotation.FailedIn)
+}
+
 // Replace is never called while an instance is on the node, whatever happens; and no step is looked at again in the past.
 func TestNeverUnderAnInstance(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

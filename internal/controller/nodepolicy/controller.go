@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/builder"
@@ -51,6 +52,16 @@ type Reconciler struct {
 	Limits ledger.Limits
 	// Providers replaces the providers of machines. For tests.
 	Providers func(*v1alpha1.NodePolicy) (machine.Provider, error)
+
+	answers map[string]answers // by policy
+}
+
+// retryAtMost bounds the pause before a look at a policy that ended with an error: what fails may be one node's alone, and
+// the others do not wait for it.
+const retryAtMost = 30 * time.Second
+
+func retries() workqueue.TypedRateLimiter[reconcile.Request] {
+	return workqueue.NewTypedItemExponentialFailureRateLimiter[reconcile.Request](100*time.Millisecond, retryAtMost)
 }
 
 // SetupWithManager registers the controller. It runs on the elected leader only, one policy at a time.
@@ -67,7 +78,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager) error {
 		For(&v1alpha1.NodePolicy{}, builder.WithPredicates(predicate.GenerationChangedPredicate{})).
 		Watches(&corev1.Node{}, every, builder.WithPredicates(predicate.Funcs{UpdateFunc: relabelled})).
 		Watches(&corev1.Pod{}, handler.EnqueueRequestsFromMapFunc(r.policyOfPod)).
-		WithOptions(controller.Options{MaxConcurrentReconciles: 1}).
+		WithOptions(controller.Options{MaxConcurrentReconciles: 1, RateLimiter: retries()}).
 		Complete(r)
 }
 
@@ -117,6 +128,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	}
 	if w.policy == nil {
 		forget(req.Name)
+		delete(r.answers, req.Name)
 		return reconcile.Result{}, nil
 	}
 	p := w.policy
@@ -143,6 +155,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		set(p, v1alpha1.ConditionReady, false, "Error", err.Error())
 	case len(w.shared) > 0:
 		set(p, v1alpha1.ConditionReady, false, "PoliciesOverlap", "other policies select these nodes, too, which are left alone: "+strings.Join(w.shared, ", "))
+	case len(w.unknown) > 0:
+		set(p, v1alpha1.ConditionReady, false, "NoMachine", provider.Name()+" knows no machine under these nodes, which are left alone: "+strings.Join(w.unknown, ", "))
+		r.warn(p, before)
 	default:
 		set(p, v1alpha1.ConditionReady, true, "Working", "nodes go when the plan says so")
 	}
@@ -152,6 +167,14 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		}
 	}
 	return reconcile.Result{RequeueAfter: next}, err
+}
+
+// warn makes an event of what keeps a policy from being ready, once.
+func (r *Reconciler) warn(p *v1alpha1.NodePolicy, before *v1alpha1.NodePolicyStatus) {
+	now, was := meta.FindStatusCondition(p.Status.Conditions, v1alpha1.ConditionReady), meta.FindStatusCondition(before.Conditions, v1alpha1.ConditionReady)
+	if was == nil || was.Reason != now.Reason || was.Message != now.Message {
+		r.Recorder.Eventf(p, nil, corev1.EventTypeWarning, now.Reason, "Rotate", "%s", now.Message)
+	}
 }
 
 // unready says in the status why nothing is done.
@@ -170,7 +193,7 @@ func (r *Reconciler) unready(ctx context.Context, w *world, reason string, why e
 func (r *Reconciler) work(ctx context.Context, w *world, provider machine.Provider) (time.Duration, error) {
 	p, now := w.policy, r.Clock.Now()
 	p.Status.Rotations = slices.DeleteFunc(p.Status.Rotations, func(rot v1alpha1.NodeRotation) bool {
-		return !underWay(&rot) && now.Sub(rot.FinishedAt.Time) > keepFinished
+		return !underWay(&rot) && now.Sub(rot.FinishedAt.Time) > keepFinished && !(toldToGo(&rot) && w.exists(&rot))
 	})
 	limits := r.Limits
 	limits.PerPolicy = map[string]int{p.Name: budget(p, len(w.mine))}
@@ -179,8 +202,9 @@ func (r *Reconciler) work(ctx context.Context, w *world, provider machine.Provid
 		return time.Minute, err
 	}
 	limits.PerHour = map[string]float64{p.Name: plan.Rate}
+	errs := r.mark(ctx, w, plan.aging(p, now))
 	waiting, err := r.begin(ctx, w, &plan, r.account(w, limits), provider)
-	errs := errors.Join(err, r.backstop(ctx, w, &plan, provider))
+	errs = errors.Join(errs, err, r.backstop(ctx, w, &plan, provider))
 	next := nextLook(&plan, p.Spec.MaxAge.Duration, now)
 	for i := range p.Status.Rotations {
 		rot := p.Status.Rotations[i]
@@ -208,6 +232,12 @@ func (w *world) selected(rot *v1alpha1.NodeRotation) bool {
 	return n == nil || string(n.UID) != rot.NodeUID || slices.Contains(w.mine, n) || w.policy.Spec.Machine.Provider == v1alpha1.MachineNone
 }
 
+// exists reports whether a rotation's node is still there.
+func (w *world) exists(rot *v1alpha1.NodeRotation) bool {
+	n := w.nodes[rot.Node]
+	return n != nil && string(n.UID) == rot.NodeUID
+}
+
 // nextLook is when the plan may have changed: soon when the next start is near, and at the latest within a minute.
 func nextLook(plan *planned, maxAge time.Duration, now time.Time) time.Duration {
 	tick := min(max(maxAge/1000, time.Second), time.Minute)
@@ -223,7 +253,7 @@ func (r *Reconciler) begin(ctx context.Context, w *world, plan *planned, account
 	if p.Spec.Budget.String() == "0" || p.Spec.Budget.String() == "0%" {
 		return []string{"spec.budget is 0: no node may go"}, nil
 	}
-	requests := plan.requests(p, w.shards)
+	requests, waiting := r.found(ctx, w, provider, plan.requests(p, w.shards))
 	for i, v := range account.GrantNodes(requests) {
 		q := requests[i]
 		if !v.Allowed {
@@ -232,21 +262,28 @@ func (r *Reconciler) begin(ctx context.Context, w *world, plan *planned, account
 			continue
 		}
 		node := w.nodes[q.Node]
-		if _, err := provider.Find(ctx, node); err != nil {
-			waiting = append(waiting, fmt.Sprintf("node %s waits: %s", q.Node, err))
-			continue
-		}
+		rot := newRotation(rotationOf(&p.Status, node), node, q, now)
 		p.Status.Rotations = slices.DeleteFunc(p.Status.Rotations, func(rot v1alpha1.NodeRotation) bool { return rot.Node == q.Node })
-		p.Status.Rotations = append(p.Status.Rotations, v1alpha1.NodeRotation{
-			Node: q.Node, NodeUID: string(node.UID), Zone: q.Zone, Phase: string(machine.Holding),
-			StartedAt: metav1.NewTime(now), PhaseStartedAt: metav1.NewTime(now), Deadline: &metav1.Time{Time: q.Deadline},
-			Message: "the machine is being held",
-		})
+		p.Status.Rotations = append(p.Status.Rotations, rot)
 		if err := r.Client.Status().Update(ctx, p); err != nil {
 			return waiting, err
 		}
 	}
 	return waiting, nil
+}
+
+// newRotation is the beginning of one. A machine that was told to go already is not held and surged for again: it is asked
+// once more to go.
+func newRotation(before *v1alpha1.NodeRotation, node *corev1.Node, q ledger.NodeRequest, now time.Time) v1alpha1.NodeRotation {
+	rot := v1alpha1.NodeRotation{
+		Node: q.Node, NodeUID: string(node.UID), Zone: q.Zone, Phase: string(machine.Holding),
+		StartedAt: metav1.NewTime(now), PhaseStartedAt: metav1.NewTime(now), Deadline: &metav1.Time{Time: q.Deadline},
+		Message: "the machine is being held", Failures: failures(before),
+	}
+	if before != nil && toldToGo(before) {
+		rot.Phase, rot.Message = string(machine.Replacing), "the machine is asked for once more"
+	}
+	return rot
 }
 
 // backstop finds a provider that would remove the oldest machine before its time: it would not wait for anything.
@@ -278,19 +315,23 @@ const releaseWithin = 5 * time.Minute
 // release gives back what a policy that is being deleted has under way, and lets it go.
 func (r *Reconciler) release(ctx context.Context, w *world) (reconcile.Result, error) {
 	p := w.policy
-	provider, errs := r.provider(ctx, p)
+	provider, err := r.provider(ctx, p)
+	errs := errors.Join(err, r.mark(ctx, w, nil))
 	for i := range p.Status.Rotations {
 		rot := &p.Status.Rotations[i]
 		n := w.nodes[rot.Node]
-		if n == nil || string(n.UID) != rot.NodeUID {
+		if !w.exists(rot) {
 			continue
 		}
-		errs = errors.Join(errs, r.uncordon(ctx, n, p.Name))
+		// Nothing new goes to a machine that its provider was told to take.
+		if !toldToGo(rot) {
+			errs = errors.Join(errs, r.uncordon(ctx, n, p.Name))
+		}
 		for j := range w.instances[n.Name] {
 			_, err := request.Requests{Client: r.Client}.Withdraw(ctx, &w.instances[n.Name][j], v1alpha1.ReasonNodeExpiring)
 			errs = errors.Join(errs, err)
 		}
-		if provider == nil || !underWay(rot) || machine.Phase(rot.Phase) == machine.Replacing {
+		if provider == nil || !underWay(rot) || toldToGo(rot) {
 			continue
 		}
 		m := machine.Machine{ID: rot.Machine, UID: rot.MachineUID, Node: rot.Node, NodeUID: rot.NodeUID}

@@ -196,6 +196,41 @@ func TestADeletedPolicyLetsGo(t *testing.T) {
 	require.Contains(t, tn.calls, "release "+n)
 }
 
+// A machine that was told to go may go at any moment: nothing new comes to its node, in the hour after it did not go in
+// time, when it is asked for again, and when its policy is gone. Others go meanwhile.
+func TestAMachineThatWasToldToGoStaysCordoned(t *testing.T) {
+	tn, n := old(t, nil)
+	tn.node("z1")
+	tn.stuck, tn.step = true, 30*time.Second
+	tn.run(time.Minute, tn.replace)
+	require.Equal(t, machine.Replacing, tn.phase())
+	cordoned := func() {
+		tn.replace()
+		require.True(t, tn.nodes()[n].Spec.Unschedulable, "%+v", tn.get().Status.Rotations)
+		require.Equal(t, "p", tn.nodes()[n].Annotations[v1alpha1.AnnotationCordonedFor])
+	}
+	tn.run(time.Hour+time.Minute, cordoned)
+	require.Equal(t, machine.RotFailed, tn.phase())
+	require.Equal(t, string(machine.Replacing), tn.get().Status.Rotations[0].FailedIn)
+	tn.calls = nil
+	tn.run(2*time.Hour, cordoned)
+	require.Contains(t, tn.calls, "replace "+n)
+	require.NotContains(t, tn.calls, "surge "+n, "there is room already")
+	tn.stuck = false
+	tn.run(time.Hour, tn.replace)
+	require.Equal(t, []string{n}, tn.replaced)
+
+	tn, n = old(t, nil)
+	tn.node("z1")
+	tn.stuck, tn.step = true, 30*time.Second
+	tn.run(time.Hour+2*time.Minute, tn.replace)
+	require.Equal(t, machine.RotFailed, tn.phase())
+	require.NoError(t, tn.c.Delete(t.Context(), tn.get()))
+	_, err := tn.reconcile()
+	require.NoError(t, err)
+	require.True(t, tn.nodes()[n].Spec.Unschedulable)
+}
+
 // A provider that cannot be asked holds the deletion up only for a while.
 func TestADeletedPolicyDoesNotWaitForEver(t *testing.T) {
 	tn, _ := old(t, nil)

@@ -23,8 +23,11 @@ type world struct {
 	// nodes by name, whoever selects them; mine are the policy's own.
 	nodes map[string]*corev1.Node
 	mine  []*corev1.Node
-	// shared are nodes that another policy selects, too.
-	shared []string
+	// shared are nodes that another policy selects, too; elsewhere are those that exactly one other policy selects, alone.
+	shared    []string
+	elsewhere map[string]bool
+	// unknown are nodes that are due and whose machine the provider does not know.
+	unknown []string
 	// pods of instances and gateways by node, and the shards ("namespace/name") they belong to.
 	instances, gateways map[string][]corev1.Pod
 	shards              map[string][]string
@@ -47,7 +50,7 @@ func (r *Reconciler) gather(ctx context.Context, name string) (*world, error) {
 	}
 	w := &world{
 		policies: policies.Items, nodes: map[string]*corev1.Node{}, instances: map[string][]corev1.Pod{}, gateways: map[string][]corev1.Pod{},
-		shards: map[string][]string{}, replacements: replacements.Items,
+		shards: map[string][]string{}, replacements: replacements.Items, elsewhere: map[string]bool{},
 	}
 	for i := range policies.Items {
 		if policies.Items[i].Name == name {
@@ -107,16 +110,17 @@ func (w *world) sel(nodes []corev1.Node) error {
 	for i := range nodes {
 		n := &nodes[i]
 		w.nodes[n.Name] = n
-		if !selectors[w.policy.Name](n) {
-			continue
-		}
-		others := 0
+		selected := 0
 		for _, matches := range selectors {
 			if matches(n) {
-				others++
+				selected++
 			}
 		}
-		if others > 1 {
+		if !selectors[w.policy.Name](n) {
+			w.elsewhere[n.Name] = selected == 1
+			continue
+		}
+		if selected > 1 {
 			w.shared = append(w.shared, n.Name)
 			continue
 		}

@@ -28,6 +28,11 @@ func retryAfter(maxAge time.Duration) time.Duration {
 // rotations that are under way have no end.
 func underWay(r *v1alpha1.NodeRotation) bool { return r.FinishedAt == nil }
 
+// toldToGo reports whether the provider was, or may have been, told to take the machine, and nobody has taken that back.
+func toldToGo(r *v1alpha1.NodeRotation) bool {
+	return r.Phase == string(machine.Replacing) || r.Phase == string(machine.RotFailed) && r.FailedIn == string(machine.Replacing)
+}
+
 // rotationOf finds the rotation of exactly this node.
 func rotationOf(st *v1alpha1.NodePolicyStatus, node *corev1.Node) *v1alpha1.NodeRotation {
 	for i := range st.Rotations {
@@ -50,9 +55,12 @@ type planned struct {
 	nodes []*corev1.Node
 	// overdue is how many are older than allowed now.
 	overdue int
+	// resting says of nodes, by name, why they alone are left alone for a while.
+	resting map[string]string
 }
 
-// makePlan plans the nodes of a policy. Failed rotations freeze their zone for a while: the next attempt is a probe.
+// makePlan plans the nodes of a policy. A rotation for which no room was made freezes its zone for a while: the next attempt
+// is a probe. One that failed otherwise says nothing about others: its node alone is left alone as long.
 func makePlan(p *v1alpha1.NodePolicy, nodes []*corev1.Node, frozen map[string]string, now time.Time) (planned, error) {
 	windows, err := windows(p.Spec.Windows)
 	if err != nil {
@@ -60,18 +68,18 @@ func makePlan(p *v1alpha1.NodePolicy, nodes []*corev1.Node, frozen map[string]st
 	}
 	maxAge := p.Spec.MaxAge.Duration
 	objs := make([]lifetime.Object, len(nodes))
-	out := planned{nodes: nodes}
+	zones, resting := failed(p, nodes, now)
+	out := planned{nodes: nodes, resting: resting}
 	for i, n := range nodes {
 		rot := rotationOf(&p.Status, n)
 		objs[i] = lifetime.Object{
 			ID: string(n.UID), Zone: n.Labels[corev1.LabelTopologyZone], CreatedAt: n.CreationTimestamp.Time,
-			InFlight: rot != nil && underWay(rot),
+			InFlight: rot != nil && underWay(rot), Frozen: resting[n.Name],
 		}
 		if now.Sub(n.CreationTimestamp.Time) > maxAge {
 			out.overdue++
 		}
 	}
-	zones := failedZones(p, now)
 	for z, why := range frozen {
 		zones[z] = why
 	}
@@ -95,16 +103,34 @@ func durations(p *v1alpha1.NodePolicy) []time.Duration {
 	return took
 }
 
-// failedZones are those whose last rotation failed a short while ago.
-func failedZones(p *v1alpha1.NodePolicy, now time.Time) map[string]string {
-	out := map[string]string{}
+// failed are the zones and the nodes whose last rotation failed a short while ago, and how.
+func failed(p *v1alpha1.NodePolicy, mine []*corev1.Node, now time.Time) (zones, nodes map[string]string) {
+	zones, nodes = map[string]string{}, map[string]string{}
 	for i := range p.Status.Rotations {
 		r := &p.Status.Rotations[i]
-		if !underWay(r) && r.Phase == string(machine.RotFailed) && now.Sub(r.FinishedAt.Time) < retryAfter(p.Spec.MaxAge.Duration) {
-			out[r.Zone] = fmt.Sprintf("the rotation of node %s failed: %s", r.Node, r.Message)
+		if underWay(r) || r.FailedIn == "" || now.Sub(r.FinishedAt.Time) >= retryAfter(p.Spec.MaxAge.Duration) {
+			continue
+		}
+		why := fmt.Sprintf("the rotation of node %s failed: %s", r.Node, r.Message)
+		if r.FailedIn == string(machine.Surging) {
+			zones[r.Zone] = why
+		} else if slices.ContainsFunc(mine, func(n *corev1.Node) bool { return n.Name == r.Node && string(n.UID) == r.NodeUID }) {
+			nodes[r.Node] = why
 		}
 	}
-	return out
+	return zones, nodes
+}
+
+// failures counts the rotations of a node that took too long, its last one included.
+func failures(last *v1alpha1.NodeRotation) int32 {
+	switch {
+	case last == nil:
+		return 0
+	case last.FailedIn == "":
+		return last.Failures
+	default:
+		return last.Failures + 1
+	}
 }
 
 // budget in nodes; 0 in the spec lets none go, which the plan cannot say: it is a freeze.
@@ -151,7 +177,7 @@ func (pl *planned) requests(p *v1alpha1.NodePolicy, shards map[string][]string) 
 		n := pl.nodes[slot.Index]
 		out = append(out, ledger.NodeRequest{
 			Node: n.Name, Policy: p.Name, Zone: n.Labels[corev1.LabelTopologyZone], Shards: shards[n.Name],
-			Near: slot.Near, Deadline: slot.Deadline,
+			Near: slot.Near, Deadline: slot.Deadline, Failed: int(failures(rotationOf(&p.Status, n))),
 		})
 	}
 	return out
@@ -182,7 +208,8 @@ func (pl *planned) summarize(p *v1alpha1.NodePolicy, waiting []string) {
 		frozen, reason, why = true, "Spec", p.Spec.Freeze
 	}
 	for _, s := range pl.Slots {
-		if !frozen && s.Frozen != "" {
+		// What only concerns one node is in the plan's message.
+		if !frozen && s.Frozen != "" && s.Frozen != pl.resting[pl.nodes[s.Index].Name] {
 			frozen, reason, why = true, "NoCapacity", s.Frozen
 		}
 	}

@@ -88,7 +88,10 @@ func (t *rotation) look(ctx context.Context, wanted bool) (machine.Seen, error) 
 	t.machine = machine.Machine{ID: s.Machine, UID: s.MachineUID, Node: s.Node, NodeUID: s.NodeUID}
 	seen := machine.Seen{
 		Now: t.r.Clock.Now(), Wanted: wanted,
-		Rotation:  machine.Rotation{Phase: machine.Phase(s.Phase), PhaseStartedAt: s.PhaseStartedAt.Time, StartedAt: s.StartedAt.Time, Message: s.Message},
+		Rotation: machine.Rotation{
+			Phase: machine.Phase(s.Phase), PhaseStartedAt: s.PhaseStartedAt.Time, StartedAt: s.StartedAt.Time, Message: s.Message,
+			FailedIn: machine.Phase(s.FailedIn),
+		},
 		Instances: len(t.w.instances[s.Node]) + len(t.w.gateways[s.Node]), Moving: t.w.moving(s.Node),
 		Held: s.Phase != "" && machine.Phase(s.Phase) != machine.Holding,
 	}
@@ -129,7 +132,7 @@ func (t *rotation) store(ctx context.Context, rot machine.Rotation) error {
 		return nil
 	}
 	changed := s.Phase != string(rot.Phase)
-	s.Phase, s.Message, s.Machine, s.MachineUID = string(rot.Phase), rot.Message, t.machine.ID, t.machine.UID
+	s.Phase, s.Message, s.Machine, s.MachineUID, s.FailedIn = string(rot.Phase), rot.Message, t.machine.ID, t.machine.UID, string(rot.FailedIn)
 	s.PhaseStartedAt, s.StartedAt = metav1.NewTime(rot.PhaseStartedAt), metav1.NewTime(rot.StartedAt)
 	if finish {
 		s.FinishedAt = &metav1.Time{Time: t.r.Clock.Now()}

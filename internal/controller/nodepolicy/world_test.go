@@ -40,9 +40,14 @@ type town struct {
 	held   map[string]bool
 	surged map[string]bool
 	// noRoom keeps Surge from ever being done; calls that return this error fail.
-	noRoom   bool
-	failing  error
-	calls    []string
+	noRoom  bool
+	failing error
+	// stuck machines are told to go and stay.
+	stuck bool
+	calls []string
+	// unfound are the errors of finding machines, by node; finds counts how often one was looked for.
+	unfound  map[string]error
+	finds    int
 	replaced []string
 }
 
@@ -192,6 +197,10 @@ func (tn *town) replace() {
 func (tn *town) Name() string { return "Town" }
 
 func (tn *town) Find(_ context.Context, n *corev1.Node) (machine.Machine, error) {
+	tn.finds++
+	if err := tn.unfound[n.Name]; err != nil {
+		return machine.Machine{}, err
+	}
 	return machine.Machine{ID: "m-" + n.Name, UID: "m-" + string(n.UID), Node: n.Name, NodeUID: string(n.UID), CreatedAt: n.CreationTimestamp.Time, Held: tn.held[n.Name]}, tn.failing
 }
 
@@ -226,6 +235,9 @@ func (tn *town) Surge(ctx context.Context, m machine.Machine) (machine.Progress,
 func (tn *town) Replace(ctx context.Context, m machine.Machine) (machine.Progress, error) {
 	require.Empty(tn.t, tn.pods(m.Node), "a machine is replaced under an instance")
 	require.True(tn.t, tn.held[m.Node], "a machine is replaced that was not held")
+	if tn.stuck {
+		return machine.Progress{Done: true, Message: "any moment now"}, tn.note("replace", m)
+	}
 	tn.replaced = append(tn.replaced, m.Node)
 	require.NoError(tn.t, client.IgnoreNotFound(tn.c.Delete(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: m.Node}})))
 	return machine.Progress{Done: true, Message: "going"}, tn.note("replace", m)

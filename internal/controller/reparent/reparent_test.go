@@ -12,8 +12,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	testclock "k8s.io/utils/clock/testing"
+	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/agentapi/agentpb"
@@ -230,6 +233,33 @@ func TestOneReparentOfAShardAtATime(t *testing.T) {
 	require.False(t, r.Busy(key))
 	require.True(t, r.Go(key, func() {}))
 	r.Wait()
+}
+
+// A primary lives no longer than the node below it.
+func TestAnInstanceOnAnAgingNodeHasNoTimeLeft(t *testing.T) {
+	node := func(name string, change func(*corev1.Node)) *corev1.Node {
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelTopologyZone: "z"}}}
+		change(n)
+		return n
+	}
+	c := server(t, interceptor.Funcs{},
+		node("young", func(*corev1.Node) {}),
+		node("aging", func(n *corev1.Node) { n.Labels[v1alpha1.LabelAging] = "true" }),
+		node("cordoned", func(n *corev1.Node) { n.Spec.Unschedulable = true }))
+	r := &Runner{Client: c, Clock: testclock.NewFakeClock(now)}
+	sh := object()
+	sh.Spec.Template.Lifetime.MaxAge.Duration = 29 * 24 * time.Hour
+	for on, want := range map[string]reparent.Instance{
+		"young":    {TimeLeft: 28 * 24 * time.Hour},
+		"aging":    {},
+		"cordoned": {TimeLeft: 28 * 24 * time.Hour, Leaving: true},
+	} {
+		i := reparent.Instance{Name: "x"}
+		r.fromPod(t.Context(), sh, &i, []corev1.Pod{{
+			ObjectMeta: metav1.ObjectMeta{Name: "x", CreationTimestamp: metav1.NewTime(now.Add(-24 * time.Hour))}, Spec: corev1.PodSpec{NodeName: on},
+		}})
+		require.Equal(t, reparent.Instance{Name: "x", Zone: "z", TimeLeft: want.TimeLeft, Leaving: want.Leaving}, i, on)
+	}
 }
 
 func TestTheNewestReparentAndItsFailures(t *testing.T) {

@@ -211,6 +211,9 @@ func (r *Runner) fromPod(ctx context.Context, sh *v1alpha1.Shard, i *reparent.In
 		node := &corev1.Node{}
 		if err := r.Client.Get(ctx, types.NamespacedName{Name: p.Spec.NodeName}, node); err == nil {
 			i.Zone = node.Labels[corev1.LabelTopologyZone]
+			if _, aging := node.Labels[v1alpha1.LabelAging]; aging {
+				i.TimeLeft = 0 // it lives as long as its node
+			}
 			i.Leaving = i.Leaving || node.Spec.Unschedulable || !node.DeletionTimestamp.IsZero()
 		}
 		return

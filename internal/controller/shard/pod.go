@@ -209,25 +209,32 @@ func affinity(shard *v1alpha1.Shard, surge *Surge) *corev1.Affinity {
 	return &corev1.Affinity{PodAntiAffinity: anti, NodeAffinity: surge.nodes()}
 }
 
-// Weights of a surge's wishes: the zones stay balanced first, then another node is better than the same.
+// Weights of an instance's wishes: the zones stay balanced first, then a node that goes soon for its age is no good place,
+// then for a surge another node is better than the same.
 const (
-	zoneWeight = 100
-	nodeWeight = 10
+	zoneWeight  = 100
+	agingWeight = 50
+	nodeWeight  = 10
 )
 
-// nodes is where a surge should and should not go.
+// nodes is where an instance should and should not go.
 func (s *Surge) nodes() *corev1.NodeAffinity {
+	a := &corev1.NodeAffinity{PreferredDuringSchedulingIgnoredDuringExecution: []corev1.PreferredSchedulingTerm{{
+		Weight: agingWeight, Preference: corev1.NodeSelectorTerm{MatchExpressions: []corev1.NodeSelectorRequirement{
+			{Key: v1alpha1.LabelAging, Operator: corev1.NodeSelectorOpDoesNotExist},
+		}},
+	}}}
 	if s == nil || s.Node == "" {
-		return nil
+		return a
 	}
-	a := &corev1.NodeAffinity{}
 	elsewhere := corev1.NodeSelectorTerm{MatchFields: []corev1.NodeSelectorRequirement{
 		{Key: metav1.ObjectNameField, Operator: corev1.NodeSelectorOpNotIn, Values: []string{s.Node}},
 	}}
 	if s.Avoid {
 		a.RequiredDuringSchedulingIgnoredDuringExecution = &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{elsewhere}}
 	} else {
-		a.PreferredDuringSchedulingIgnoredDuringExecution = []corev1.PreferredSchedulingTerm{{Weight: nodeWeight, Preference: elsewhere}}
+		a.PreferredDuringSchedulingIgnoredDuringExecution = append(a.PreferredDuringSchedulingIgnoredDuringExecution,
+			corev1.PreferredSchedulingTerm{Weight: nodeWeight, Preference: elsewhere})
 	}
 	if s.Zone != "" {
 		a.PreferredDuringSchedulingIgnoredDuringExecution = append(a.PreferredDuringSchedulingIgnoredDuringExecution, corev1.PreferredSchedulingTerm{

@@ -95,12 +95,34 @@ func TestASurgeMayStandBesideWhatItReplacesAndNobodyElse(t *testing.T) {
 
 	nodes := pod.Spec.Affinity.NodeAffinity
 	require.Nil(t, nodes.RequiredDuringSchedulingIgnoredDuringExecution)
-	require.Len(t, nodes.PreferredDuringSchedulingIgnoredDuringExecution, 2)
+	require.Len(t, nodes.PreferredDuringSchedulingIgnoredDuringExecution, 3)
 	s.Avoid = true
 	nodes = newPod(aShard(), "db-0-new", &s).Spec.Affinity.NodeAffinity
 	require.Equal(t, []string{"n1"}, nodes.RequiredDuringSchedulingIgnoredDuringExecution.NodeSelectorTerms[0].MatchFields[0].Values)
 	s.Node = ""
-	require.Nil(t, newPod(aShard(), "db-0-new", &s).Spec.Affinity.NodeAffinity, "it is not known where the old one was")
+	require.Equal(t, notAging, newPod(aShard(), "db-0-new", &s).Spec.Affinity.NodeAffinity, "it is not known where the old one was")
+}
+
+// notAging is all that an instance wishes of its node that takes nobody's place.
+var notAging = &corev1.NodeAffinity{PreferredDuringSchedulingIgnoredDuringExecution: []corev1.PreferredSchedulingTerm{{
+	Weight: 50, Preference: corev1.NodeSelectorTerm{MatchExpressions: []corev1.NodeSelectorRequirement{
+		{Key: "theseus.dev/aging", Operator: corev1.NodeSelectorOpDoesNotExist},
+	}},
+}}}
+
+// An instance that came to a node that goes soon would have to be copied once more. It is a wish, below that for the zone.
+func TestInstancesAvoidNodesThatGoSoon(t *testing.T) {
+	require.Equal(t, notAging, newPod(aShard(), "db-0-first", nil).Spec.Affinity.NodeAffinity)
+	for _, avoid := range []bool{false, true} {
+		nodes := newPod(aShard(), "db-0-new", &Surge{Replacement: "r", Replaces: "db-0-old", Node: "n1", Zone: "z1", Avoid: avoid}).Spec.Affinity.NodeAffinity
+		weights := map[int32]bool{}
+		for _, term := range nodes.PreferredDuringSchedulingIgnoredDuringExecution {
+			weights[term.Weight] = true
+		}
+		require.Contains(t, nodes.PreferredDuringSchedulingIgnoredDuringExecution, notAging.PreferredDuringSchedulingIgnoredDuringExecution[0])
+		require.True(t, weights[zoneWeight] && zoneWeight > agingWeight)
+		require.Equal(t, !avoid, weights[nodeWeight])
+	}
 }
 
 type podLabels map[string]string
