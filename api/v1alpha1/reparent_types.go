@@ -166,6 +166,15 @@ type Reparent struct {
 	Status ReparentStatus `json:"status,omitempty"`
 }
 
+// AnnotationCoordinator is on Reparents made by a coordinator for itself, from their creation on; requests of people have none.
+const AnnotationCoordinator = "theseus.dev/coordinator"
+
+// Opened reports whether a coordinator has opened its term. Before that a Reparent is a request: nobody is at work on it, and
+// one that ended like that was refused.
+func (r *Reparent) Opened() bool {
+	return r.Annotations[AnnotationCoordinator] != "" || r.Status.Coordinator != ""
+}
+
 // ReparentList is a list of Reparent.
 //
 // +kubebuilder:object:root=true

@@ -51,7 +51,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, nil
 	case rp.Status.Outcome != "":
 		return r.collect(ctx, rp)
-	case rp.Status.Coordinator == "" && rp.Annotations[annotationCoordinator] == "":
+	case !rp.Opened():
 		return r.start(ctx, rp)
 	}
 	return r.tidy(ctx, rp)

@@ -61,7 +61,7 @@ func (j *journal) Open(ctx context.Context, o reparent.Opening) error {
 		Namespace: j.shard.Namespace, Name: names.Reparent(j.shard.Name, o.Term),
 		Labels: map[string]string{v1alpha1.LabelDatabase: j.shard.Spec.Database, v1alpha1.LabelShard: j.shard.Name},
 		// Part of the creation, so that nobody can take it for a request that waits for a coordinator.
-		Annotations: map[string]string{annotationCoordinator: o.Coordinator},
+		Annotations: map[string]string{v1alpha1.AnnotationCoordinator: o.Coordinator},
 	}}
 	object.Spec = v1alpha1.ReparentSpec{
 		Shard: j.shard.Name, Term: int64(o.Term), Kind: v1alpha1.ReparentKind(o.Kind), Reason: o.Reason,
@@ -88,9 +88,6 @@ func (j *journal) Open(ctx context.Context, o reparent.Opening) error {
 	return nil
 }
 
-// annotationCoordinator is on Reparents made by a coordinator for itself; requests of people have none.
-const annotationCoordinator = "theseus.dev/coordinator"
-
 // adopt claims a Reparent that somebody made as a request, by writing ourselves into it as the coordinator. Two who try
 // get one winner by the resource version. Whatever a coordinator made is never adopted, not even by the same process: a
 // term is opened once, because it names one primary for ever.
@@ -100,7 +97,7 @@ func (j *journal) adopt(ctx context.Context, o reparent.Opening) (*v1alpha1.Repa
 	if err := j.live.Get(ctx, key, object); err != nil {
 		return nil, err
 	}
-	if object.Annotations[annotationCoordinator] != "" || object.Status.Outcome != "" || object.Status.Coordinator != "" ||
+	if object.Opened() || object.Status.Outcome != "" ||
 		object.Spec.Kind != v1alpha1.ReparentKind(o.Kind) || object.Spec.Shard != j.shard.Name {
 		return nil, reparent.ErrTermTaken
 	}

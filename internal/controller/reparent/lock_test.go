@@ -84,7 +84,7 @@ func TestATermIsOpenedOnce(t *testing.T) {
 	require.ErrorIs(t, newJournal(c).Open(t.Context(), opening("two")), reparent.ErrTermTaken)
 	require.ErrorIs(t, first.Open(t.Context(), opening("one")), reparent.ErrTermTaken)
 	rp := read(t, c)
-	require.Equal(t, "one", rp.Annotations[annotationCoordinator])
+	require.Equal(t, "one", rp.Annotations[v1alpha1.AnnotationCoordinator])
 	require.Equal(t, "a", rp.Spec.ExpectPrimary)
 	require.Equal(t, "db-0", rp.OwnerReferences[0].Name)
 }
@@ -114,8 +114,8 @@ func TestWhatIsNotARequestIsNotAdopted(t *testing.T) {
 		"another shard's":  func(rp *v1alpha1.Reparent) { rp.Spec.Shard = "db-1" },
 		"one under way":    func(rp *v1alpha1.Reparent) { rp.Status.Coordinator = "somebody" },
 		"one that ended":   func(rp *v1alpha1.Reparent) { rp.Status.Outcome = v1alpha1.OutcomeSucceeded },
-		"a coordinator's":  func(rp *v1alpha1.Reparent) { rp.Annotations = map[string]string{annotationCoordinator: "x"} },
-		"its own, earlier": func(rp *v1alpha1.Reparent) { rp.Annotations = map[string]string{annotationCoordinator: "one"} },
+		"a coordinator's":  func(rp *v1alpha1.Reparent) { rp.Annotations = map[string]string{v1alpha1.AnnotationCoordinator: "x"} },
+		"its own, earlier": func(rp *v1alpha1.Reparent) { rp.Annotations = map[string]string{v1alpha1.AnnotationCoordinator: "one"} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := server(t, interceptor.Funcs{}, request(edit))
