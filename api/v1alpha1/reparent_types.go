@@ -23,7 +23,8 @@ type ReparentSpec struct {
 	// Shard to reparent.
 	// +kubebuilder:validation:MaxLength=63
 	Shard string `json:"shard"`
-	// Term this reparent opens: the shard's status.term plus one. Creating the object takes the lock for that term.
+	// Term this reparent opens: the shard's status.term plus one. Creating the object takes the lock for that term. One that
+	// leaves out more than 1000 terms is refused.
 	// +kubebuilder:validation:Minimum=2
 	// +kubebuilder:validation:Maximum=1000000000000
 	Term int64 `json:"term"`

@@ -291,3 +291,58 @@ func TestARequestForAShardThatIsNotThereIsRefused(t *testing.T) {
 	require.Equal(t, string(reparent.Refused), got.Status.Outcome)
 	require.Contains(t, got.Status.Message, "there is no Shard db-0")
 }
+
+// One typing error must not take the terms away that failing over needs: it is refused, and counts for nothing afterwards.
+func TestATypingErrorSpendsNothing(t *testing.T) {
+	mistyped := func(outcome string) *v1alpha1.Reparent {
+		return request(func(rp *v1alpha1.Reparent) {
+			rp.Name, rp.Spec.Term, rp.Status.Outcome = names.Reparent("db-0", 1e12), 1e12, outcome
+		})
+	}
+	refusedBefore := func(term int64) *v1alpha1.Reparent {
+		return request(func(rp *v1alpha1.Reparent) {
+			rp.Name, rp.Spec.Term, rp.Status.Outcome = names.Reparent("db-0", uint64(term)), term, v1alpha1.OutcomeRefused
+		})
+	}
+	opened := func(term int64) *v1alpha1.Reparent {
+		rp := refusedBefore(term)
+		rp.Status = v1alpha1.ReparentStatus{Coordinator: "somebody", Outcome: v1alpha1.OutcomeFailed}
+		return rp
+	}
+	for name, tc := range map[string]struct {
+		others    []client.Object
+		instances []reparent.Instance
+		own       uint64
+		want      uint64
+	}{
+		"nothing":                       {want: 4},
+		"a typing error that waits":     {others: []client.Object{mistyped("")}, want: 4},
+		"one that was refused":          {others: []client.Object{mistyped(v1alpha1.OutcomeRefused)}, want: 4},
+		"a name that is taken":          {others: []client.Object{mistyped(v1alpha1.OutcomeRefused), refusedBefore(5)}, want: 5},
+		"not its own":                   {others: []client.Object{refusedBefore(5)}, own: 5, want: 4},
+		"what agents have accepted":     {others: []client.Object{refusedBefore(5)}, instances: []reparent.Instance{{Name: "b", Term: 8}}, want: 8},
+		"a name above what agents have": {others: []client.Object{refusedBefore(1500)}, instances: []reparent.Instance{{Name: "b", Term: 800}}, want: 1500},
+		"what was opened, however high": {others: []client.Object{opened(5000)}, want: 5000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sh := object()
+			sh.Status.Term = 4
+			c := server(t, interceptor.Funcs{}, append(tc.others, sh)...)
+			r := &Runner{Client: c, Live: c, Clock: testclock.NewFakeClock(now), Log: logr.Discard()}
+			spent, err := r.spent(t.Context(), sh, tc.own, tc.instances)
+			require.NoError(t, err)
+			require.Equal(t, tc.want, spent)
+			if tc.own != 0 || len(tc.instances) > 0 {
+				return
+			}
+			// The next free name is found, by whoever asks and by whoever acts.
+			asked, err := shard.AskReparent(t.Context(), c, c, shardKey, v1alpha1.ReparentSpec{Kind: v1alpha1.ReparentPlanned}, "")
+			require.NoError(t, err)
+			waits := len(tc.others) > 0 && tc.others[0].(*v1alpha1.Reparent).Status.Outcome == ""
+			require.Equal(t, !waits, asked)
+			o := opening("one")
+			o.Term = spent + 1
+			require.NoError(t, newJournal(c).Open(t.Context(), o), "what was asked for, or nobody's")
+		})
+	}
+}

@@ -74,6 +74,8 @@ func TestExpiredKeepsTheNewestAndTheUnfinished(t *testing.T) {
 	require.Equal(t, []string{"4", "3"}, terms(100, now.Add(150*time.Minute)), "too old")
 	require.Equal(t, []string{"6", "5", "4", "3"}, terms(100, now.Add(24*time.Hour)), "the highest term stays for ever")
 	require.Empty(t, terms(100, time.Time{}))
+	items[4].Status.Coordinator = "somebody"
+	require.Equal(t, []string{"5", "4", "3"}, terms(100, now.Add(24*time.Hour)), "nor the highest that was opened, below a request that was refused")
 }
 
 func TestAPromiseThatProvesNothingIsNone(t *testing.T) {
