@@ -183,6 +183,69 @@ func TestPhasesAreWrittenApart(t *testing.T) {
 	require.Equal(t, v1alpha1.OutcomeSucceeded, read(t, c).Status.Outcome)
 }
 
+// A write that failed is repeated at the usual pace, without waiting for another phase: others judge by what is written whether
+// the coordinator is at work.
+func TestAWriteThatFailedIsRepeated(t *testing.T) {
+	var writes atomic.Int32
+	var deny atomic.Pointer[error]
+	failing := func(err error) { deny.Store(&err) }
+	failing(errors.New("no route to host"))
+	c := server(t, interceptor.Funcs{SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
+		defer writes.Add(1)
+		if err := *deny.Load(); err != nil {
+			return err
+		}
+		return c.SubResource(sub).Patch(ctx, o, p, opts...)
+	}})
+	j, fake := newJournal(c), testclock.NewFakeClock(now)
+	j.clock = fake
+	require.NoError(t, j.Open(t.Context(), opening("one")))
+	written := func(n int32) {
+		t.Helper()
+		require.Eventually(t, func() bool { return writes.Load() == n && fake.HasWaiters() }, time.Minute, time.Millisecond)
+	}
+	idle := func() {
+		t.Helper()
+		fake.Step(writeApart)
+		require.Eventually(t, func() bool { j.mu.Lock(); defer j.mu.Unlock(); return !j.entries[5].writing }, time.Minute, time.Millisecond)
+	}
+	written(1)
+	fake.Step(writeApart)
+	written(2)
+	failing(nil)
+	fake.Step(writeApart)
+	written(3)
+	require.Equal(t, "one", read(t, c).Status.Coordinator)
+	idle()
+	require.EqualValues(t, 3, writes.Load(), "what is written is not written again")
+
+	// The end, too, when the coordinator does not wait for it any longer.
+	failing(errors.New("no route to host"))
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	require.Error(t, j.Close(ctx, reparent.Result{Term: 5, Outcome: reparent.Succeeded}))
+	failing(nil)
+	require.Eventually(t, func() bool { fake.Step(writeApart); return read(t, c).Status.Outcome == v1alpha1.OutcomeSucceeded }, time.Minute, time.Millisecond)
+	idle()
+
+	// Nobody is asked for ever.
+	before := writes.Load()
+	failing(apierrors.NewNotFound(schema.GroupResource{Resource: "reparents"}, "db-0-5"))
+	j.Phase(reparent.Phase{Term: 5, Name: reparent.PhaseRevoke, Started: now})
+	written(before + 1)
+	idle()
+	require.Equal(t, before+1, writes.Load(), "it was deleted")
+	failing(errors.New("no route to host"))
+	j.Phase(reparent.Phase{Term: 5, Name: reparent.PhasePromote, Started: now})
+	require.Eventually(t, func() bool {
+		fake.Step(writeApart)
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		return !j.entries[5].writing
+	}, time.Minute, time.Millisecond)
+	require.EqualValues(t, writeTries, writes.Load()-before)
+}
+
 // Store is compare-and-set: what the caller decided on must be what is there.
 func TestARecordIsOnlyReplacedByWhoHasSeenIt(t *testing.T) {
 	refusals := 0
