@@ -23,7 +23,8 @@ type ReparentSpec struct {
 	// Shard to reparent.
 	// +kubebuilder:validation:MaxLength=63
 	Shard string `json:"shard"`
-	// Term this reparent opens: the shard's status.term plus one. Creating the object takes the lock for that term.
+	// Term this reparent opens: the shard's status.term plus one. Creating the object takes the lock for that term. One that
+	// leaves out more than 1000 terms is refused.
 	// +kubebuilder:validation:Minimum=2
 	// +kubebuilder:validation:Maximum=1000000000000
 	Term int64 `json:"term"`
@@ -164,6 +165,15 @@ type Reparent struct {
 	Spec ReparentSpec `json:"spec"`
 	// +optional
 	Status ReparentStatus `json:"status,omitempty"`
+}
+
+// AnnotationCoordinator is on Reparents made by a coordinator for itself, from their creation on; requests of people have none.
+const AnnotationCoordinator = "theseus.dev/coordinator"
+
+// Opened reports whether a coordinator has opened its term. Before that a Reparent is a request: nobody is at work on it, and
+// one that ended like that was refused.
+func (r *Reparent) Opened() bool {
+	return r.Annotations[AnnotationCoordinator] != "" || r.Status.Coordinator != ""
 }
 
 // ReparentList is a list of Reparent.

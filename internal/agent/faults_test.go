@@ -386,6 +386,8 @@ func TestCommandsThatMakeNoSense(t *testing.T) {
 	require.Equal(t, codes.FailedPrecondition, status.Code(err), "a primary does not throw itself away")
 	_, err = b.client.Seed(ctx, &agentpb.SeedRequest{Term: 1, Source: a.endpoint(), Primary: a.endpoint()})
 	require.Equal(t, codes.FailedPrecondition, status.Code(err), "discard has to be asked for")
+	_, err = b.client.Seed(ctx, &agentpb.SeedRequest{Term: 1, Source: a.endpoint(), Primary: a.endpoint(), Discard: true})
+	require.Equal(t, codes.FailedPrecondition, status.Code(err), "a standby that is well is not thrown away, whoever thought so")
 	_, err = b.client.Configure(ctx, &agentpb.ConfigureRequest{Term: 1, Cohort: &agentpb.Cohort{Term: 1, Primary: "b"}})
 	require.Equal(t, codes.FailedPrecondition, status.Code(err), "it does not lead")
 	_, err = b.client.Establish(ctx, &agentpb.EstablishRequest{Term: 1})

@@ -164,6 +164,39 @@ func TestVouches(t *testing.T) {
 	require.ErrorContains(t, vouches(&agentpb.Status{}, &agentpb.Status{TimelineTerms: terms}, 2), "started anew")
 }
 
+// An order to discard may be older than what is here by now, in the same term: only what the instance itself knows to be of no
+// use is thrown away.
+func TestReplaceable(t *testing.T) {
+	follow := &Target{Term: 5, Instance: "b"}
+	for _, tc := range []struct {
+		name        string
+		state       State
+		initialised bool
+		discard     bool
+		ok          bool
+	}{
+		{"a fresh volume", State{}, false, false, true},
+		{"a copy that was interrupted", State{Term: 5, Follow: follow, Halted: haltedSeeding}, true, false, true},
+		{"a bootstrap that was interrupted", State{Term: 1, Bootstrapping: true}, true, false, true},
+		{"diverged, and nobody asked to discard", State{Term: 5, Diverged: "another way"}, true, false, false},
+		{"diverged", State{Term: 5, Diverged: "another way"}, true, true, true},
+		{"diverged, a rewind might do", State{Term: 5, Diverged: "another way", Rewindable: true}, true, true, true},
+		{"half rewound", State{Term: 5, Rewinding: true}, true, true, true},
+		{"a standby, seeded since the order was given", State{Term: 5, Follow: follow}, true, true, false},
+		{"one that has promised", State{Term: 5, Promised: 5}, true, true, false},
+		{"an old primary that is halted", State{Term: 5, Halted: "was promoted in an earlier term"}, true, true, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			err := tc.state.replaceable(tc.initialised, tc.discard)
+			if tc.ok {
+				require.NoError(t, err)
+				return
+			}
+			refused(t, err)
+		})
+	}
+}
+
 func TestCopied(t *testing.T) {
 	to := &Target{Term: 5, Instance: "p"}
 	for name, tc := range map[string]struct {

@@ -63,8 +63,8 @@ func (a *Agent) prepareSeed(ctx context.Context, req *agentpb.SeedRequest) error
 		if err := lowerTerm(s.Term, req.GetTerm()); err != nil {
 			return err
 		}
-		if initialised && !req.GetDiscard() && !s.Bootstrapping && s.Halted != haltedSeeding {
-			return refuse("there is a data directory already; discard has to be asked for")
+		if err := s.replaceable(initialised, req.GetDiscard()); err != nil {
+			return err
 		}
 		if s.Primary != nil && s.Term == req.GetTerm() {
 			return refuse("this instance is the primary of term %d", s.Term)
@@ -88,6 +88,22 @@ func (a *Agent) prepareSeed(ctx context.Context, req *agentpb.SeedRequest) error
 	a.mu.Unlock()
 	a.changed()
 	go a.seed(run, seed, target(0, req.GetSource()), mark)
+	return nil
+}
+
+// replaceable refuses to copy over a data directory that is of use. Whoever asks to discard has seen that it was of none, which
+// may be long ago: an operator that was frozen between its look and its word sends the order after another one has had this
+// instance seeded. By then it may be the only witness of what was acknowledged, in the same term, so that the term
+// of the order says nothing. What is thrown away is therefore decided here, by what is the case now.
+func (s State) replaceable(initialised, discard bool) error {
+	switch {
+	case !initialised, s.Bootstrapping, s.Halted == haltedSeeding:
+		return nil // there is nothing, or the beginning of something
+	case !discard:
+		return refuse("there is a data directory already; discard has to be asked for")
+	case s.Diverged == "" && !s.Rewinding:
+		return refuse("the data directory has not diverged; it is not thrown away")
+	}
 	return nil
 }
 

@@ -223,6 +223,9 @@ func (r *run) open(ctx context.Context) error {
 		if r.req.Term < next {
 			return refuse("term %d is spent: the next one is %d", r.req.Term, next)
 		}
+		if !inReach(r.req.Term, next) {
+			return refuse("term %d is out of reach: the next one is %d, and at most %d may be left out", r.req.Term, next, maxSkip)
+		}
 		next = r.req.Term
 	}
 	o := Opening{Term: next, Kind: r.req.Kind, Reason: r.req.Reason, Coordinator: r.req.Coordinator, OldPrimary: r.old}

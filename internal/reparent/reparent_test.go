@@ -107,6 +107,8 @@ func TestRefusals(t *testing.T) {
 		{"never bootstrapped", Request{Kind: Planned}, func(f *fakeShard) { f.record.Established = 0 }, "no primary yet"},
 		{"invalid record", Request{Kind: Planned}, func(f *fakeShard) { f.record.Cohorts[0].Acks = 9 }, "not valid"},
 		{"a spent term", Request{Kind: Planned, Term: 5}, nil, "spent"},
+		{"a term out of reach", Request{Kind: Planned, Term: 1e12}, nil, "out of reach: the next one is 6"},
+		{"an emergency's out of reach", Request{Kind: Emergency, Term: 6 + maxSkip + 1}, nil, "out of reach"},
 		{"an emergency with too few", Request{Kind: Emergency}, func(f *fakeShard) { f.inst["p"].dead, f.inst["a"].dead = true, true }, "too few"},
 		{"the checkpoint hangs", Request{Kind: Planned}, func(f *fakeShard) { f.faults["Checkpoint p"] = hangs }, "checkpoint"},
 		{"the API is down", Request{Kind: Emergency}, func(f *fakeShard) { f.faults["Load"] = hangs }, "cannot be read"},
@@ -385,6 +387,37 @@ func TestCancelled(t *testing.T) {
 		}()
 		res := Coordinator{f, f, f, newRealRuntime()}.Run(ctx, Request{Kind: Planned, Instances: f.instances(), Size: 2})
 		require.Equal(t, Succeeded, res.Outcome, res.Message)
+	})
+}
+
+func TestSpentTerm(t *testing.T) {
+	for name, tc := range map[string]struct {
+		opened    uint64
+		requested []uint64
+		want      uint64
+	}{
+		"nothing asked for":                    {5, nil, 5},
+		"asked for next":                       {5, []uint64{6}, 6},
+		"asked for long ago":                   {5, []uint64{3, 4}, 5},
+		"a gap":                                {5, []uint64{9}, 9},
+		"the furthest in reach":                {5, []uint64{6 + maxSkip}, 6 + maxSkip},
+		"out of reach":                         {5, []uint64{7 + maxSkip}, 5},
+		"a typing error beside others":         {5, []uint64{1e12, 6, 7}, 7},
+		"in reach by another":                  {5, []uint64{1000 + maxSkip, 1000}, 1000 + maxSkip},
+		"the typing error, when it comes near": {1e12 - 1, []uint64{1e12}, 1e12},
+	} {
+		t.Run(name, func(t *testing.T) { require.Equal(t, tc.want, SpentTerm(tc.opened, tc.requested)) })
+	}
+}
+
+// Whatever SpentTerm says is next may be opened, and whatever may be opened counts for those who come after.
+func TestWhatMayBeOpenedIsSpentAfterwards(t *testing.T) {
+	bubble(t, "the furthest", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		furthest := SpentTerm(5, nil) + 1 + maxSkip
+		res := f.run(Request{Kind: Planned, Term: furthest})
+		require.Equal(t, Succeeded, res.Outcome, res.Message)
+		require.Equal(t, furthest, SpentTerm(5, []uint64{furthest}))
 	})
 }
 

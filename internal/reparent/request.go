@@ -1,6 +1,7 @@
 package reparent
 
 import (
+	"slices"
 	"time"
 
 	"theseus.dev/theseus/internal/quorum"
@@ -43,8 +44,8 @@ type Request struct {
 	Kind Kind
 	// Term is set when the journal was made with the request; 0 takes the next free term.
 	Term uint64
-	// Spent is the highest term of which a journal is known. One that has no outcome is overtaken: see package verdict for
-	// when to.
+	// Spent is the highest term of which a journal is known, see SpentTerm. One that has no outcome is overtaken: see package
+	// verdict for when to.
 	Spent uint64
 	// To is the instance to promote; "" takes the best placed.
 	To string
@@ -67,6 +68,28 @@ type Request struct {
 	// Limits; zero fields take the defaults.
 	Limits Limits
 }
+
+// maxSkip is how many terms a request may leave out. Whatever is opened is spent, and terms end somewhere: one typing error
+// must not use up all there are, or nobody could ever fail over again.
+const maxSkip = 1000
+
+// SpentTerm is the highest term that is not free any more, of the highest one that was opened, or heard of, and those that
+// are only asked for: a request that waits or was refused has opened nothing, but the name of its journal is taken. One
+// that is out of reach (see maxSkip) is passed over: it will never be opened, and its name is not needed before terms have
+// come near it. What was opened counts at any distance, so whoever has seen less than others never takes for out of
+// reach what those have reached; it could open a lower term at most, which agents and record refuse.
+func SpentTerm(opened uint64, requested []uint64) uint64 {
+	for _, t := range slices.Sorted(slices.Values(requested)) {
+		if !inReach(t, opened+1) {
+			break
+		}
+		opened = max(opened, t)
+	}
+	return opened
+}
+
+// inReach reports whether a term may be asked for when next is the lowest that is free.
+func inReach(term, next uint64) bool { return term <= next || term-next <= maxSkip }
 
 // Outcome of a reparent.
 type Outcome string

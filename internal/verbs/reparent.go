@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"theseus.dev/theseus/api/v1alpha1"
+	rules "theseus.dev/theseus/internal/controller/shard"
 )
 
 // Reparent asks for a reparent and, unless told not to, follows it to its outcome.
@@ -67,19 +69,15 @@ func (v *Reparent) create(ctx context.Context) (*v1alpha1.Reparent, error) {
 	return nil, fmt.Errorf("%s: others keep opening its next term; look at kubectl get reparents", v.Spec.Shard)
 }
 
-// nextTerm is above every term that was begun or asked for: a refused request has used up its own, too.
+// nextTerm is above every term that was begun or asked for: a refused request has used up its own, too. One that is out of
+// reach counts for nothing.
 func (v *Reparent) nextTerm(ctx context.Context, shard *v1alpha1.Shard) (int64, error) {
 	list := &v1alpha1.ReparentList{}
 	if err := v.Client.List(ctx, list, client.InNamespace(v.Namespace)); err != nil {
 		return 0, err
 	}
-	term := max(shard.Status.Term, 1)
-	for i := range list.Items {
-		if list.Items[i].Spec.Shard == shard.Name {
-			term = max(term, list.Items[i].Spec.Term)
-		}
-	}
-	return term + 1, nil
+	ours := slices.DeleteFunc(list.Items, func(rp v1alpha1.Reparent) bool { return rp.Spec.Shard != shard.Name })
+	return int64(rules.SpentTerm(uint64(max(shard.Status.Term, 1)), ours)) + 1, nil
 }
 
 func (v *Reparent) follow(ctx context.Context, r *v1alpha1.Reparent) error {

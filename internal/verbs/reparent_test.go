@@ -45,8 +45,12 @@ func TestTheTermIsAboveAllThatWereAskedFor(t *testing.T) {
 		others []client.Object
 		want   string
 	}{
-		"first":                     {want: "db-0-4"},
-		"a refused one used its up": {others: []client.Object{asked("db-0", "db-0-4", 4, v1alpha1.OutcomeRefused)}, want: "db-0-5"},
+		"first":                       {want: "db-0-4"},
+		"a refused one used its up":   {others: []client.Object{asked("db-0", "db-0-4", 4, v1alpha1.OutcomeRefused)}, want: "db-0-5"},
+		"a typing error is no matter": {others: []client.Object{asked("db-0", "db-0-1000000000000", 1e12, v1alpha1.OutcomeRefused)}, want: "db-0-4"},
+		"nor while it waits, and a refused one used its up": {
+			others: []client.Object{asked("db-0", "db-0-1000000000000", 1e12, ""), asked("db-0", "db-0-4", 4, v1alpha1.OutcomeRefused)}, want: "db-0-5",
+		},
 		"another shard's is no matter": {
 			others: []client.Object{asked("db-1", "db-1-9", 9, v1alpha1.OutcomeRefused)}, want: "db-0-4",
 		},

@@ -1280,7 +1280,7 @@ type SeedRequest struct {
 	Source        *Endpoint              `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`                                    // a standby when there is one
 	Primary       *Endpoint              `protobuf:"bytes,3,opt,name=primary,proto3" json:"primary,omitempty"`                                  // whom to follow afterwards
 	TimelineTerms []*TimelineTerm        `protobuf:"bytes,4,rep,name=timeline_terms,json=timelineTerms,proto3" json:"timeline_terms,omitempty"` // of the primary
-	Discard       bool                   `protobuf:"varint,5,opt,name=discard,proto3" json:"discard,omitempty"`                                 // throw away an existing data directory first
+	Discard       bool                   `protobuf:"varint,5,opt,name=discard,proto3" json:"discard,omitempty"`                                 // throw away an existing data directory first; refused unless the agent knows it to be of no use
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

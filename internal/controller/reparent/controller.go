@@ -51,7 +51,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, nil
 	case rp.Status.Outcome != "":
 		return r.collect(ctx, rp)
-	case rp.Status.Coordinator == "" && rp.Annotations[annotationCoordinator] == "":
+	case !rp.Opened():
 		return r.start(ctx, rp)
 	}
 	return r.tidy(ctx, rp)
@@ -145,13 +145,14 @@ func (r *Reconciler) collect(ctx context.Context, rp *v1alpha1.Reparent) (reconc
 }
 
 // expired are the ended ones that are older than before, or beyond the newest keep. The one of the highest term always
-// stays: it shows that its term is spent.
+// stays: it shows that its term is spent. So does the highest that was opened, whatever was asked for above it.
 func expired(items []v1alpha1.Reparent, keep int, before time.Time) []v1alpha1.Reparent {
 	items = slices.Clone(items)
 	slices.SortFunc(items, func(a, b v1alpha1.Reparent) int { return cmp.Compare(b.Spec.Term, a.Spec.Term) })
+	highest := slices.IndexFunc(items, func(rp v1alpha1.Reparent) bool { return rp.Opened() })
 	var out []v1alpha1.Reparent
 	for n, rp := range items {
-		if n > 0 && rp.Status.Outcome != "" && rp.DeletionTimestamp.IsZero() && (n >= keep || rp.CreationTimestamp.Time.Before(before)) {
+		if n > 0 && n != highest && rp.Status.Outcome != "" && rp.DeletionTimestamp.IsZero() && (n >= keep || rp.CreationTimestamp.Time.Before(before)) {
 			out = append(out, rp)
 		}
 	}

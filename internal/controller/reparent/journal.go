@@ -47,6 +47,7 @@ type entry struct {
 	pending    v1alpha1.ReparentStatus // guarded by journal.mu
 	dirty      bool
 	writing    bool
+	failed     int // writes in a row
 }
 
 const (
@@ -55,6 +56,9 @@ const (
 	// writeApart is the pause after a write in the background: phases end every few ten milliseconds, and each write costs the
 	// API server, its store and all who watch what the databases on the same machines need to be back.
 	writeApart = 300 * time.Millisecond
+	// writeTries is how many writes in a row may fail before what is pending is left alone: half a minute at the least. What stays
+	// open then is closed by the leader, see tidy.
+	writeTries = 100
 )
 
 // Open implements reparent.Journal.
@@ -63,7 +67,7 @@ func (j *journal) Open(ctx context.Context, o reparent.Opening) error {
 		Namespace: j.shard.Namespace, Name: names.Reparent(j.shard.Name, o.Term),
 		Labels: map[string]string{v1alpha1.LabelDatabase: j.shard.Spec.Database, v1alpha1.LabelShard: j.shard.Name},
 		// Part of the creation, so that nobody can take it for a request that waits for a coordinator.
-		Annotations: map[string]string{annotationCoordinator: o.Coordinator},
+		Annotations: map[string]string{v1alpha1.AnnotationCoordinator: o.Coordinator},
 	}}
 	object.Spec = v1alpha1.ReparentSpec{
 		Shard: j.shard.Name, Term: int64(o.Term), Kind: v1alpha1.ReparentKind(o.Kind), Reason: o.Reason,
@@ -90,9 +94,6 @@ func (j *journal) Open(ctx context.Context, o reparent.Opening) error {
 	return nil
 }
 
-// annotationCoordinator is on Reparents made by a coordinator for itself; requests of people have none.
-const annotationCoordinator = "theseus.dev/coordinator"
-
 // adopt claims a Reparent that somebody made as a request, by writing ourselves into it as the coordinator. Two who try
 // get one winner by the resource version. Whatever a coordinator made is never adopted, not even by the same process: a
 // term is opened once, because it names one primary for ever.
@@ -102,7 +103,7 @@ func (j *journal) adopt(ctx context.Context, o reparent.Opening) (*v1alpha1.Repa
 	if err := j.live.Get(ctx, key, object); err != nil {
 		return nil, err
 	}
-	if object.Annotations[annotationCoordinator] != "" || object.Status.Outcome != "" || object.Status.Coordinator != "" ||
+	if object.Opened() || object.Status.Outcome != "" ||
 		object.Spec.Kind != v1alpha1.ReparentKind(o.Kind) || object.Spec.Shard != j.shard.Name {
 		return nil, reparent.ErrTermTaken
 	}
@@ -154,7 +155,8 @@ func note(st *v1alpha1.ReparentStatus, p reparent.Phase) {
 // maxMessage, in bytes, keeps a message from making the object too large.
 const maxMessage = 1000
 
-// write starts writing what is pending, unless that is under way: then it is written after it, and a pause.
+// write starts writing what is pending, unless that is under way: then it is written after it, and a pause. So is what could
+// not be written: a phase that hangs is not followed by another one for long, and others must see that it has begun.
 func (j *journal) write(term uint64, e *entry) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -182,6 +184,7 @@ func (j *journal) more(e *entry) bool {
 	return e.dirty
 }
 
+// flush writes the newest state. What fails is left to be written; one that was deleted cannot be any more.
 func (j *journal) flush(ctx context.Context, e *entry) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -192,11 +195,16 @@ func (j *journal) flush(ctx context.Context, e *entry) error {
 	patch := client.MergeFrom(e.object.DeepCopy())
 	updated := e.object.DeepCopy()
 	updated.Status = *next
-	if err := j.client.Status().Patch(ctx, updated, patch); err != nil {
-		return err
+	err := j.client.Status().Patch(ctx, updated, patch)
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err == nil {
+		e.object, e.failed = updated, 0
+		return nil
 	}
-	e.object = updated
-	return nil
+	e.failed++
+	e.dirty = e.dirty || !apierrors.IsNotFound(err) && e.failed < writeTries
+	return err
 }
 
 // Close implements reparent.Journal. A term that was never opened (a request refused before) is closed all the same
@@ -213,11 +221,12 @@ func (j *journal) Close(ctx context.Context, r reparent.Result) error {
 	}
 	for {
 		err := j.flush(ctx, e)
-		if err == nil || ctx.Err() != nil {
-			return err
+		if err == nil {
+			return nil
 		}
 		select {
 		case <-ctx.Done():
+			j.write(r.Term, e) // goes on in the background
 			return fmt.Errorf("%w: %w", ctx.Err(), err)
 		case <-time.After(100 * time.Millisecond):
 		}

@@ -84,7 +84,7 @@ func TestATermIsOpenedOnce(t *testing.T) {
 	require.ErrorIs(t, newJournal(c).Open(t.Context(), opening("two")), reparent.ErrTermTaken)
 	require.ErrorIs(t, first.Open(t.Context(), opening("one")), reparent.ErrTermTaken)
 	rp := read(t, c)
-	require.Equal(t, "one", rp.Annotations[annotationCoordinator])
+	require.Equal(t, "one", rp.Annotations[v1alpha1.AnnotationCoordinator])
 	require.Equal(t, "a", rp.Spec.ExpectPrimary)
 	require.Equal(t, "db-0", rp.OwnerReferences[0].Name)
 }
@@ -114,8 +114,8 @@ func TestWhatIsNotARequestIsNotAdopted(t *testing.T) {
 		"another shard's":  func(rp *v1alpha1.Reparent) { rp.Spec.Shard = "db-1" },
 		"one under way":    func(rp *v1alpha1.Reparent) { rp.Status.Coordinator = "somebody" },
 		"one that ended":   func(rp *v1alpha1.Reparent) { rp.Status.Outcome = v1alpha1.OutcomeSucceeded },
-		"a coordinator's":  func(rp *v1alpha1.Reparent) { rp.Annotations = map[string]string{annotationCoordinator: "x"} },
-		"its own, earlier": func(rp *v1alpha1.Reparent) { rp.Annotations = map[string]string{annotationCoordinator: "one"} },
+		"a coordinator's":  func(rp *v1alpha1.Reparent) { rp.Annotations = map[string]string{v1alpha1.AnnotationCoordinator: "x"} },
+		"its own, earlier": func(rp *v1alpha1.Reparent) { rp.Annotations = map[string]string{v1alpha1.AnnotationCoordinator: "one"} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := server(t, interceptor.Funcs{}, request(edit))
@@ -189,6 +189,69 @@ func TestPhasesAreWrittenApart(t *testing.T) {
 	require.Len(t, read(t, c).Status.Phases, len(phases))
 	require.NoError(t, j.Close(t.Context(), reparent.Result{Term: 5, Outcome: reparent.Succeeded}))
 	require.Equal(t, v1alpha1.OutcomeSucceeded, read(t, c).Status.Outcome)
+}
+
+// A write that failed is repeated at the usual pace, without waiting for another phase: others judge by what is written whether
+// the coordinator is at work.
+func TestAWriteThatFailedIsRepeated(t *testing.T) {
+	var writes atomic.Int32
+	var deny atomic.Pointer[error]
+	failing := func(err error) { deny.Store(&err) }
+	failing(errors.New("no route to host"))
+	c := server(t, interceptor.Funcs{SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
+		defer writes.Add(1)
+		if err := *deny.Load(); err != nil {
+			return err
+		}
+		return c.SubResource(sub).Patch(ctx, o, p, opts...)
+	}})
+	j, fake := newJournal(c), testclock.NewFakeClock(now)
+	j.clock = fake
+	require.NoError(t, j.Open(t.Context(), opening("one")))
+	written := func(n int32) {
+		t.Helper()
+		require.Eventually(t, func() bool { return writes.Load() == n && fake.HasWaiters() }, time.Minute, time.Millisecond)
+	}
+	idle := func() {
+		t.Helper()
+		fake.Step(writeApart)
+		require.Eventually(t, func() bool { j.mu.Lock(); defer j.mu.Unlock(); return !j.entries[5].writing }, time.Minute, time.Millisecond)
+	}
+	written(1)
+	fake.Step(writeApart)
+	written(2)
+	failing(nil)
+	fake.Step(writeApart)
+	written(3)
+	require.Equal(t, "one", read(t, c).Status.Coordinator)
+	idle()
+	require.EqualValues(t, 3, writes.Load(), "what is written is not written again")
+
+	// The end, too, when the coordinator does not wait for it any longer.
+	failing(errors.New("no route to host"))
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	require.Error(t, j.Close(ctx, reparent.Result{Term: 5, Outcome: reparent.Succeeded}))
+	failing(nil)
+	require.Eventually(t, func() bool { fake.Step(writeApart); return read(t, c).Status.Outcome == v1alpha1.OutcomeSucceeded }, time.Minute, time.Millisecond)
+	idle()
+
+	// Nobody is asked for ever.
+	before := writes.Load()
+	failing(apierrors.NewNotFound(schema.GroupResource{Resource: "reparents"}, "db-0-5"))
+	j.Phase(reparent.Phase{Term: 5, Name: reparent.PhaseRevoke, Started: now})
+	written(before + 1)
+	idle()
+	require.Equal(t, before+1, writes.Load(), "it was deleted")
+	failing(errors.New("no route to host"))
+	j.Phase(reparent.Phase{Term: 5, Name: reparent.PhasePromote, Started: now})
+	require.Eventually(t, func() bool {
+		fake.Step(writeApart)
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		return !j.entries[5].writing
+	}, time.Minute, time.Millisecond)
+	require.EqualValues(t, writeTries, writes.Load()-before)
 }
 
 // Store is compare-and-set: what the caller decided on must be what is there.
@@ -298,4 +361,59 @@ func TestARequestForAShardThatIsNotThereIsRefused(t *testing.T) {
 	got := read(t, c)
 	require.Equal(t, string(reparent.Refused), got.Status.Outcome)
 	require.Contains(t, got.Status.Message, "there is no Shard db-0")
+}
+
+// One typing error must not take the terms away that failing over needs: it is refused, and counts for nothing afterwards.
+func TestATypingErrorSpendsNothing(t *testing.T) {
+	mistyped := func(outcome string) *v1alpha1.Reparent {
+		return request(func(rp *v1alpha1.Reparent) {
+			rp.Name, rp.Spec.Term, rp.Status.Outcome = names.Reparent("db-0", 1e12), 1e12, outcome
+		})
+	}
+	refusedBefore := func(term int64) *v1alpha1.Reparent {
+		return request(func(rp *v1alpha1.Reparent) {
+			rp.Name, rp.Spec.Term, rp.Status.Outcome = names.Reparent("db-0", uint64(term)), term, v1alpha1.OutcomeRefused
+		})
+	}
+	opened := func(term int64) *v1alpha1.Reparent {
+		rp := refusedBefore(term)
+		rp.Status = v1alpha1.ReparentStatus{Coordinator: "somebody", Outcome: v1alpha1.OutcomeFailed}
+		return rp
+	}
+	for name, tc := range map[string]struct {
+		others    []client.Object
+		instances []reparent.Instance
+		own       uint64
+		want      uint64
+	}{
+		"nothing":                       {want: 4},
+		"a typing error that waits":     {others: []client.Object{mistyped("")}, want: 4},
+		"one that was refused":          {others: []client.Object{mistyped(v1alpha1.OutcomeRefused)}, want: 4},
+		"a name that is taken":          {others: []client.Object{mistyped(v1alpha1.OutcomeRefused), refusedBefore(5)}, want: 5},
+		"not its own":                   {others: []client.Object{refusedBefore(5)}, own: 5, want: 4},
+		"what agents have accepted":     {others: []client.Object{refusedBefore(5)}, instances: []reparent.Instance{{Name: "b", Term: 8}}, want: 8},
+		"a name above what agents have": {others: []client.Object{refusedBefore(1500)}, instances: []reparent.Instance{{Name: "b", Term: 800}}, want: 1500},
+		"what was opened, however high": {others: []client.Object{opened(5000)}, want: 5000},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sh := object()
+			sh.Status.Term = 4
+			c := server(t, interceptor.Funcs{}, append(tc.others, sh)...)
+			r := &Runner{Client: c, Live: c, Clock: testclock.NewFakeClock(now), Log: logr.Discard()}
+			spent, err := r.spent(t.Context(), sh, tc.own, tc.instances)
+			require.NoError(t, err)
+			require.Equal(t, tc.want, spent)
+			if tc.own != 0 || len(tc.instances) > 0 {
+				return
+			}
+			// The next free name is found, by whoever asks and by whoever acts.
+			asked, err := shard.AskReparent(t.Context(), c, c, shardKey, v1alpha1.ReparentSpec{Kind: v1alpha1.ReparentPlanned}, "")
+			require.NoError(t, err)
+			waits := len(tc.others) > 0 && tc.others[0].(*v1alpha1.Reparent).Status.Outcome == ""
+			require.Equal(t, !waits, asked)
+			o := opening("one")
+			o.Term = spent + 1
+			require.NoError(t, newJournal(c).Open(t.Context(), o), "what was asked for, or nobody's")
+		})
+	}
 }

@@ -220,7 +220,9 @@ func (e *Emergency) inFlight(ctx context.Context, sh *v1alpha1.Shard, h *history
 }
 
 // newestReparent of the terms above the established one: the one without an outcome, or the last that failed and how many
-// did in a row; nil when there is none or it ended well.
+// did in a row; nil when there is none or it ended well. A request nobody has opened holds nobody back, because nobody is at
+// work on it: a replica that opens a higher term beats it, for its term is then spent. One that was refused says nothing of
+// those below it.
 func newestReparent(items []v1alpha1.Reparent, established int64) (newest *v1alpha1.Reparent, failures int) {
 	sorted := slices.SortedFunc(slices.Values(items), func(a, b v1alpha1.Reparent) int { return cmp.Compare(b.Spec.Term, a.Spec.Term) })
 	for i := range sorted {
@@ -228,6 +230,7 @@ func newestReparent(items []v1alpha1.Reparent, established int64) (newest *v1alp
 		switch {
 		case rp.Spec.Term <= established:
 			return newest, failures
+		case !rp.Opened():
 		case rp.Status.Outcome == "" && newest == nil:
 			return rp, 0
 		case rp.Status.Outcome == string(reparent.Failed):

@@ -78,6 +78,8 @@ func TestExpiredKeepsTheNewestAndTheUnfinished(t *testing.T) {
 	require.Equal(t, []string{"4", "3"}, terms(100, now.Add(150*time.Minute)), "too old")
 	require.Equal(t, []string{"6", "5", "4", "3"}, terms(100, now.Add(24*time.Hour)), "the highest term stays for ever")
 	require.Empty(t, terms(100, time.Time{}))
+	items[4].Status.Coordinator = "somebody"
+	require.Equal(t, []string{"5", "4", "3"}, terms(100, now.Add(24*time.Hour)), "nor the highest that was opened, below a request that was refused")
 }
 
 func TestAPromiseThatProvesNothingIsNone(t *testing.T) {
@@ -264,20 +266,33 @@ func TestAnInstanceOnAnAgingNodeHasNoTimeLeft(t *testing.T) {
 
 func TestTheNewestReparentAndItsFailures(t *testing.T) {
 	rp := func(term int64, outcome reparent.Outcome) v1alpha1.Reparent {
-		return v1alpha1.Reparent{Spec: v1alpha1.ReparentSpec{Term: term}, Status: v1alpha1.ReparentStatus{Outcome: string(outcome)}}
+		return v1alpha1.Reparent{Spec: v1alpha1.ReparentSpec{Term: term}, Status: v1alpha1.ReparentStatus{Outcome: string(outcome), Coordinator: "somebody"}}
 	}
+	request := func(term int64, outcome reparent.Outcome) v1alpha1.Reparent {
+		r := rp(term, outcome)
+		r.Status.Coordinator = ""
+		return r
+	}
+	begun := request(5, "")
+	begun.Annotations = map[string]string{v1alpha1.AnnotationCoordinator: "somebody"}
 	for name, c := range map[string]struct {
 		items    []v1alpha1.Reparent
 		term     int64
 		failures int
 	}{
-		"none":                           {nil, 0, 0},
-		"under way":                      {[]v1alpha1.Reparent{rp(4, reparent.Failed), rp(5, "")}, 5, 0},
-		"an abandoned one of old":        {[]v1alpha1.Reparent{rp(2, "")}, 0, 0},
-		"ended well":                     {[]v1alpha1.Reparent{rp(4, reparent.Failed), rp(5, reparent.Undone)}, 0, 0},
-		"failed twice, overtaken once":   {[]v1alpha1.Reparent{rp(4, reparent.Failed), rp(5, reparent.Overtaken), rp(6, reparent.Failed)}, 6, 2},
-		"failures before what stands":    {[]v1alpha1.Reparent{rp(2, reparent.Failed), rp(3, reparent.Succeeded)}, 0, 0},
-		"an open one below a failed one": {[]v1alpha1.Reparent{rp(4, ""), rp(5, reparent.Failed)}, 5, 1},
+		"none":                            {nil, 0, 0},
+		"under way":                       {[]v1alpha1.Reparent{rp(4, reparent.Failed), rp(5, "")}, 5, 0},
+		"an abandoned one of old":         {[]v1alpha1.Reparent{rp(2, "")}, 0, 0},
+		"ended well":                      {[]v1alpha1.Reparent{rp(4, reparent.Failed), rp(5, reparent.Undone)}, 0, 0},
+		"failed twice, overtaken once":    {[]v1alpha1.Reparent{rp(4, reparent.Failed), rp(5, reparent.Overtaken), rp(6, reparent.Failed)}, 6, 2},
+		"failures before what stands":     {[]v1alpha1.Reparent{rp(2, reparent.Failed), rp(3, reparent.Succeeded)}, 0, 0},
+		"an open one below a failed one":  {[]v1alpha1.Reparent{rp(4, ""), rp(5, reparent.Failed)}, 5, 1},
+		"one that was just opened":        {[]v1alpha1.Reparent{begun}, 5, 0},
+		"a request nobody has taken":      {[]v1alpha1.Reparent{request(5, "")}, 0, 0},
+		"one above what is under way":     {[]v1alpha1.Reparent{rp(4, ""), request(5, "")}, 4, 0},
+		"one above what failed":           {[]v1alpha1.Reparent{rp(4, reparent.Failed), request(5, "")}, 4, 1},
+		"a refused one above it":          {[]v1alpha1.Reparent{rp(4, reparent.Failed), request(1e12, reparent.Refused)}, 4, 1},
+		"a refused one above one at work": {[]v1alpha1.Reparent{rp(4, ""), request(5, reparent.Refused)}, 4, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			newest, failures := newestReparent(c.items, 3)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -112,7 +113,7 @@ func (r *Runner) run(ctx context.Context, key types.NamespacedName, req reparent
 	if req.Instances, err = r.instances(ctx, sh); err != nil {
 		return reparent.Result{}, err
 	}
-	if req.Spent, err = r.spent(ctx, sh, req.Term); err != nil {
+	if req.Spent, err = r.spent(ctx, sh, req.Term, req.Instances); err != nil {
 		return reparent.Result{}, err
 	}
 	req.Size = max(int(sh.Spec.Template.Instances)-1, 0)
@@ -148,19 +149,18 @@ func (r *Runner) announce(sh *v1alpha1.Shard, req *reparent.Request, res reparen
 	}
 }
 
-// spent is the highest term a Reparent of the shard exists for, other than own.
-func (r *Runner) spent(ctx context.Context, sh *v1alpha1.Shard, own uint64) (uint64, error) {
+// spent is the highest term that is not free any more, by the record, the agents and the Reparents other than own.
+func (r *Runner) spent(ctx context.Context, sh *v1alpha1.Shard, own uint64, instances []reparent.Instance) (uint64, error) {
 	list := &v1alpha1.ReparentList{}
 	if err := r.Client.List(ctx, list, client.InNamespace(sh.Namespace), client.MatchingFields{shard.IndexReparentShard: sh.Name}); err != nil {
 		return 0, err
 	}
-	var spent uint64
-	for i := range list.Items {
-		if t := uint64(list.Items[i].Spec.Term); t != own {
-			spent = max(spent, t)
-		}
+	known := shard.RecordOf(sh).Term()
+	for _, i := range instances {
+		known = max(known, i.Term)
 	}
-	return spent, nil
+	others := slices.DeleteFunc(list.Items, func(rp v1alpha1.Reparent) bool { return uint64(rp.Spec.Term) == own })
+	return shard.SpentTerm(known, others), nil
 }
 
 // reachableAge is the age of a status up to which an agent counts as reachable.

@@ -539,6 +539,11 @@ func TestFollowers(t *testing.T) {
 			if c.not != "" {
 				require.NotContains(t, got, c.not)
 			}
+			for _, a := range Plan(&c.w.State, DefaultParams()) {
+				if a.Verb == AgentSeed {
+					require.Equal(t, c.w.instance(a.Instance).Status.GetDiverged(), a.Discard, "only what has diverged is thrown away")
+				}
+			}
 		})
 	}
 }

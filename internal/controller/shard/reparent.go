@@ -11,7 +11,22 @@ import (
 
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/names"
+	"theseus.dev/theseus/internal/reparent"
 )
+
+// SpentTerm is the highest term of a shard that is not free any more; known is the highest that is known otherwise. The Reparents
+// are the shard's.
+func SpentTerm(known uint64, reparents []v1alpha1.Reparent) uint64 {
+	var requested []uint64
+	for i := range reparents {
+		if term := uint64(reparents[i].Spec.Term); reparents[i].Opened() {
+			known = max(known, term)
+		} else {
+			requested = append(requested, term)
+		}
+	}
+	return reparent.SpentTerm(known, requested)
+}
 
 // AskReparent asks for a reparent of the shard in its next term, which is filled in; replacement names the Replacement it
 // is for, if any. It reports whether it did: not when the shard has another primary than is expected, and not when a
@@ -28,14 +43,12 @@ func AskReparent(ctx context.Context, c client.Client, live client.Reader, key t
 	if err := c.List(ctx, list, client.InNamespace(key.Namespace), client.MatchingFields{IndexReparentShard: key.Name}); err != nil {
 		return false, err
 	}
-	spec.Shard, spec.Term = key.Name, shard.Status.Term
 	for i := range list.Items {
 		if one := &list.Items[i]; one.Status.Outcome == "" && one.Spec.Term > shard.Status.Record.EstablishedTerm {
 			return false, nil
 		}
-		spec.Term = max(spec.Term, list.Items[i].Spec.Term)
 	}
-	spec.Term++
+	spec.Shard, spec.Term = key.Name, int64(SpentTerm(uint64(shard.Status.Term), list.Items))+1
 	one := &v1alpha1.Reparent{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: key.Namespace, Name: names.Reparent(key.Name, uint64(spec.Term)),
