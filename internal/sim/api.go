@@ -81,7 +81,7 @@ func (a *api) retire(i *instance) error {
 	case err != nil && !a.w.v.RetireBlindly:
 		return err
 	}
-	i.deleted = true
+	i.deleted, i.retiring = true, true
 	a.version++
 	a.changed()
 	a.w.s.after(a.w.s.uniform(time.Millisecond, 100*time.Millisecond), nil, func() { a.w.retired(i) })

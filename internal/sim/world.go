@@ -53,6 +53,7 @@ type instance struct {
 	up         bool // the agent's process runs
 	lost       bool // the volume is gone for good
 	deleted    bool // at the API server
+	retiring   bool // its data is about to be destroyed
 	leaving    bool
 	condemned  bool
 	seeding    bool
