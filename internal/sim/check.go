@@ -64,6 +64,7 @@ func (w *world) witnessed(p *instance, r *record, counted []*session) {
 func (w *world) promoted(i *instance, tl *timeline) {
 	w.trace("%s is promoted in term %d on timeline %d at %d", i.name, tl.term, tl.id, tl.start)
 	w.count("promotion")
+	w.event(eventPromoted, i)
 	// Late, in a term that others have left long ago, it need only have what was acknowledged before that term.
 	var must *record
 	for _, r := range w.byTerm {
@@ -80,6 +81,7 @@ func (w *world) promoted(i *instance, tl *timeline) {
 func (w *world) establishedAt(i *instance, r *record) {
 	w.trace("%s is established in term %d", i.name, i.agent.mem.term)
 	w.count("established")
+	w.event(eventEstablished, i)
 	if !r.contains(w.acked) && !w.acked.contains(r) {
 		w.fail("%s is established in term %d without acknowledged commit %d of term %d", i.name, i.agent.mem.term, w.acked.id, w.acked.tl.term)
 	}
@@ -108,6 +110,8 @@ func (w *world) booted(a *agent) {
 // recorded: the record was replaced.
 func (w *world) recorded(old, next quorum.Record) {
 	w.trace("record: %v established %d", next.Cohorts, next.Established)
+	latest, _ := next.Latest()
+	w.event(eventRecorded, w.byName[latest.Primary])
 	if err := next.Validate(); err != nil {
 		w.fail("an invalid record is stored: %v", err)
 	}

@@ -77,6 +77,7 @@ type world struct {
 	operators []*operator
 	api       *api
 	nextID    uint64
+	armed     []Fault // wait for an event
 	late      float64 // share of calls that are carried out late, and of those carried out twice
 	dirty     bool    // something that decides who can acknowledge has changed
 	check
