@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"slices"
 
 	"theseus.dev/theseus/internal/quorum"
 )
@@ -25,6 +26,7 @@ func (w *world) fail(format string, args ...any) {
 // line with everything acknowledged before, or there were two primaries.
 func (w *world) acknowledged(i *instance, r *record) {
 	w.ackCount++
+	w.ruleIsRecorded(i)
 	switch {
 	case r.contains(w.acked):
 		if n := len(w.byTerm); n > 0 && w.byTerm[n-1].tl.term == r.tl.term {
@@ -38,10 +40,31 @@ func (w *world) acknowledged(i *instance, r *record) {
 	}
 }
 
+// ruleIsRecorded: what a primary acknowledges by is in the record, or whoever reads the record may leave out the only
+// witness (docs/reparent.md §2.4). Of a term that a later one has replaced an acknowledgement may still be on its way: it is
+// of something that its witnesses flushed before they left the term.
+func (w *world) ruleIsRecorded(i *instance) {
+	c := i.pg.loaded
+	if c.Term >= w.api.record.Established && !slices.ContainsFunc(w.api.record.Cohorts, c.SameRule) {
+		w.fail("%s acknowledged a commit by a cohort that is not recorded: %v; recorded are %v", i.name, c, w.api.record.Cohorts)
+	}
+}
+
+// witnessed: whoever is counted for an acknowledged commit has it. PostgreSQL counts LSNs; a log that was glued on to another
+// one reaches that LSN without the record.
+func (w *world) witnessed(p *instance, r *record, counted []*session) {
+	for _, s := range counted {
+		if d := s.down; s.flushed >= r.lsn && d.whole() && !d.agent.rewinding && !d.pg.flushed.contains(r) {
+			w.fail("%s acknowledged commit %d of term %d (LSN %d) by the word of %s, which does not have it: its log ends at LSN %d of term %d", p.name, r.id, r.tl.term, r.lsn, d.name, d.pg.flushed.end(), d.pg.flushed.tl.term)
+		}
+	}
+}
+
 // promoted: a new primary leaves recovery. It must have every commit acknowledged in an earlier term.
 func (w *world) promoted(i *instance, tl *timeline) {
 	w.trace("%s is promoted in term %d on timeline %d at %d", i.name, tl.term, tl.id, tl.start)
 	w.count("promotion")
+	w.event(eventPromoted, i)
 	// Late, in a term that others have left long ago, it need only have what was acknowledged before that term.
 	var must *record
 	for _, r := range w.byTerm {
@@ -58,6 +81,7 @@ func (w *world) promoted(i *instance, tl *timeline) {
 func (w *world) establishedAt(i *instance, r *record) {
 	w.trace("%s is established in term %d", i.name, i.agent.mem.term)
 	w.count("established")
+	w.event(eventEstablished, i)
 	if !r.contains(w.acked) && !w.acked.contains(r) {
 		w.fail("%s is established in term %d without acknowledged commit %d of term %d", i.name, i.agent.mem.term, w.acked.id, w.acked.tl.term)
 	}
@@ -86,11 +110,13 @@ func (w *world) booted(a *agent) {
 // recorded: the record was replaced.
 func (w *world) recorded(old, next quorum.Record) {
 	w.trace("record: %v established %d", next.Cohorts, next.Established)
+	latest, _ := next.Latest()
+	w.event(eventRecorded, w.byName[latest.Primary])
 	if err := next.Validate(); err != nil {
 		w.fail("an invalid record is stored: %v", err)
 	}
 	for _, name := range next.Names() {
-		if next.IsRetired(name) && !w.v.RetireBlindly {
+		if gone := w.byName[name].retiring || next.IsRetired(name); gone && !w.v.RetireBlindly {
 			w.fail("the record names %s, whose data may be gone: %v", name, next)
 		}
 	}
@@ -109,6 +135,9 @@ func (w *world) retired(i *instance) {
 			}
 		}
 		return quorum.Revocable(w.api.record, whole) == nil
+	}
+	if slices.Contains(w.api.record.Names(), i.name) {
+		w.fail("%s is thrown away, and the record names it: %v", i.name, w.api.record.Cohorts)
 	}
 	before := revocable()
 	w.destroy(i)

@@ -156,11 +156,12 @@ func (pg *postgres) replay() {
 // release acknowledges waiting commits that enough standbys have flushed, by the rule that is loaded.
 func (pg *postgres) release() {
 	upTo := pg.flushed.end()
+	var counted []*session
 	if k := pg.loaded.Acks; k > 0 {
 		var heard []uint64
 		for _, s := range pg.senders {
 			if pg.loaded.Has(s.down.name) || pg.w.v.CountLearners {
-				heard = append(heard, s.flushed)
+				counted, heard = append(counted, s), append(heard, s.flushed)
 			}
 		}
 		if len(heard) < k {
@@ -176,6 +177,7 @@ func (pg *postgres) release() {
 		}
 		n++
 		pg.w.acknowledged(pg.i, c.rec)
+		pg.w.witnessed(pg.i, c.rec, counted)
 	}
 	pg.waiting = pg.waiting[n:]
 	pg.acked = max(pg.acked, upTo)

@@ -49,7 +49,7 @@ func Run(conf Config) Result {
 	w := newWorld(conf)
 	defer w.s.shutdown()
 	for _, f := range conf.Faults {
-		w.s.after(f.At, nil, func() { w.inject(f) })
+		w.s.after(f.At, nil, func() { w.arm(f) })
 	}
 	w.s.after(0, nil, w.client)
 	healed := conf.Trouble + 10*time.Second

@@ -53,6 +53,7 @@ type instance struct {
 	up         bool // the agent's process runs
 	lost       bool // the volume is gone for good
 	deleted    bool // at the API server
+	retiring   bool // its data is about to be destroyed
 	leaving    bool
 	condemned  bool
 	seeding    bool
@@ -76,6 +77,7 @@ type world struct {
 	operators []*operator
 	api       *api
 	nextID    uint64
+	armed     []Fault // wait for an event
 	late      float64 // share of calls that are carried out late, and of those carried out twice
 	dirty     bool    // something that decides who can acknowledge has changed
 	check
