@@ -169,7 +169,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 	replacements := &replacement.Reconciler{
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Namespaces: opts.Namespaces, Observer: watching, Recorder: recorder, Clock: opts.Clock,
 		Params: opts.Params, Timeouts: opts.Timeouts, Limits: opts.Limits, Evidence: opts.Evidence,
-		Point: opts.ReplacementPoint,
+		Point: opts.ReplacementPoint, Suspects: shards.Suspects,
 	}
 	expiry := &lifetime.Expiry{
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Recorder: recorder, Clock: opts.Clock,

@@ -19,6 +19,8 @@ type Account struct {
 	shards    map[string][]Entry
 	inFlight  [classes]int
 	starts    map[string][]time.Time // starts for age within the rate window: "" or NodePolicy
+	verdicts  []verdict              // every condemnation known
+	storms    []span                 // those of them that are too many; nil before anybody asked
 	condemned map[string]struct{}    // nodes (or instances without one) with a condemnation that counts
 	lastCond  time.Time              // the latest of them
 	zones     map[string]zone
@@ -76,24 +78,6 @@ func (a *Account) add(e Entry) {
 	a.inFlight[classOf(e.Reason)]++
 }
 
-// condemn counts what waits to be admitted as well: when ten thousand verdicts arrive together, the breaker must open
-// before the first thousand are acted on.
-func (a *Account) condemn(e Entry) {
-	when := e.Started
-	if when.IsZero() && e.Finished.IsZero() {
-		when = a.now
-	}
-	if when.IsZero() || a.now.Sub(when) >= a.limits.StormWindow {
-		return
-	}
-	what := e.Node
-	if what == "" {
-		what = e.Shard + "/" + e.Instance
-	}
-	a.condemned[what] = struct{}{}
-	a.lastCond = later(a.lastCond, when)
-}
-
 func later(a, b time.Time) time.Time {
 	if b.After(a) {
 		return b
@@ -117,7 +101,7 @@ func (a *Account) Grant(requests []Request) []Verdict {
 		if verdicts[i].Allowed {
 			a.add(Entry{
 				Name: r.Name, Shard: r.Shard, Instance: r.Instance, Node: r.Node, Zone: r.Zone,
-				Reason: r.Reason, Started: a.now,
+				Reason: r.Reason, Created: r.Created, Started: a.now,
 			})
 		}
 	}
@@ -161,33 +145,6 @@ func (a *Account) frozen(_ Request, c class) Verdict {
 		return refuse(Frozen, "planned replacements are frozen: %s", why)
 	}
 	return allowed
-}
-
-// storm also stops what is planned: while nobody knows what is happening, nothing that can wait should add to it.
-func (a *Account) storm(_ Request, c class) Verdict {
-	limit := a.stormLimit()
-	if c == urgent || len(a.condemned) < limit {
-		return allowed
-	}
-	v := refuse(CondemnationStorm, "instances on %d of %d nodes were condemned within %s, the limit is %d: a person should look before more are",
-		len(a.condemned), a.fleet.Nodes, a.limits.StormWindow, limit)
-	v.Retry = a.lastCond.Add(a.limits.StormWindow)
-	return v
-}
-
-// Storm reports whether the storm breaker is open, and says so.
-func (a *Account) Storm() (bool, string) {
-	v := a.storm(Request{}, repair)
-	return !v.Allowed, v.Message
-}
-
-// stormLimit is exclusive: the condemnation that reaches it is refused already. A fleet on so few nodes that all of them
-// together would not reach it has no storms: there only one loss after another, over the window, could look like one.
-func (a *Account) stormLimit() int {
-	if a.limits.StormFraction < 0 || a.fleet.Nodes <= a.limits.StormMinimum {
-		return math.MaxInt
-	}
-	return 1 + max(a.limits.StormMinimum, int(math.Ceil(a.limits.StormFraction*float64(a.fleet.Nodes))))
 }
 
 func (a *Account) shard(r Request, c class) Verdict {

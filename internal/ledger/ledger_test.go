@@ -67,6 +67,12 @@ func TestRules(t *testing.T) {
 	for i := range waitingSick {
 		waitingSick[i].Finished = time.Time{}
 	}
+	waitingLong, letIn, dropped := condemned(6, time.Time{}), condemned(6, ago(time.Minute)), condemned(6, time.Time{})
+	for i := range waitingLong {
+		waitingLong[i].Created, waitingLong[i].Finished = ago(61*time.Minute), time.Time{}
+		letIn[i].Created = ago(61 * time.Minute)
+		dropped[i].Created, dropped[i].Finished = ago(59*time.Minute), ago(58*time.Minute)
+	}
 	oneNode := condemned(50, ago(time.Minute))
 	for i := range oneNode {
 		oneNode[i].Node = "the-node"
@@ -116,6 +122,9 @@ func TestRules(t *testing.T) {
 		"many on one node are no storm":            {entries: oneNode, fleet: 100, request: request("s", "s-1", "a", sick)},
 		"a storm passes":                           {entries: condemned(6, ago(61*time.Minute)), fleet: 30, request: request("s", "s-1", "a", sick)},
 		"verdicts that wait make a storm":          {entries: waitingSick, fleet: 30, request: request("s", "s-1", "a", sick), why: CondemnationStorm},
+		"verdicts that waited for an hour do not":  {entries: waitingLong, fleet: 30, request: request("s", "s-1", "a", sick)},
+		"what waited for an hour and was let in":   {entries: letIn, fleet: 30, request: request("s", "s-1", "a", sick)},
+		"verdicts that were dropped count":         {entries: dropped, fleet: 30, request: request("s", "s-1", "a", sick), why: CondemnationStorm},
 		"the breaker can be turned off":            {entries: condemned(6, ago(time.Minute)), limits: Limits{StormFraction: -1}, fleet: 30, request: request("s", "s-1", "a", sick)},
 		"the fleet's cap for planned":              {entries: []Entry{entry("o", "o-1", "a", expired)}, fleet: 99, request: request("s", "s-1", "a", expired), why: FleetBusy},
 		"is not that of drains":                    {entries: []Entry{entry("o", "o-1", "a", expired)}, fleet: 99, request: request("s", "s-1", "a", draining)},
@@ -345,4 +354,82 @@ func TestAFleetOnAHandfulOfNodesHasNoStorms(t *testing.T) {
 		got, why := New(lost, nil, Fleet{Instances: 3, Nodes: nodes}, Limits{}, now).Storm()
 		require.Equal(t, storm, got, "%d nodes: %s", nodes, why)
 	}
+}
+
+// An outage that grows for three hours, node by node: the breaker opens once, holds until only as many verdicts as are
+// no storm are left of the last hour, and then closes for good, although all that waited begins at that time.
+func TestTheBreakerHoldsWhileAnOutageGrowsAndThenClosesForGood(t *testing.T) {
+	const grows, lasts = 3 * time.Hour, 8 * time.Hour
+	begin := now
+	var entries []Entry
+	var changes []time.Duration
+	open := false
+	for at := time.Duration(0); at < lasts; at += time.Minute {
+		clock := begin.Add(at)
+		if at <= grows && at%(5*time.Minute) == 0 {
+			n := len(entries)
+			entries = append(entries, Entry{
+				Name: fmt.Sprint("r-", n), Shard: fmt.Sprint("s-", n), Instance: "i", Node: fmt.Sprint("n-", n), Zone: "a",
+				Reason: v1alpha1.ReasonCondemned, Created: clock,
+			})
+		}
+		a := New(entries, nil, Fleet{Instances: 100}, Limits{Repairs: 7}, clock)
+		if storm, _ := a.Storm(); storm != open {
+			open = storm
+			changes = append(changes, at)
+		}
+		var waiting []int
+		var requests []Request
+		for i := range entries {
+			e := &entries[i]
+			if e.InFlight() && clock.Sub(e.Started) >= 20*time.Minute {
+				e.Finished = clock
+			}
+			if e.Started.IsZero() {
+				waiting = append(waiting, i)
+				requests = append(requests, Request{Name: e.Name, Shard: e.Shard, Instance: e.Instance, Node: e.Node, Zone: e.Zone, Reason: e.Reason, Created: e.Created})
+			}
+		}
+		for i, v := range a.Grant(requests) {
+			if v.Allowed {
+				entries[waiting[i]].Started = clock
+			}
+		}
+	}
+	require.Equal(t, []time.Duration{25 * time.Minute, grows + 35*time.Minute}, changes, "it opens with the sixth and closes with five left in the window")
+	for _, e := range entries {
+		require.False(t, e.Started.IsZero(), "%s was never let in", e.Name)
+	}
+}
+
+func TestWhatWasCondemnedInAStormIsToldFromWhatWasNot(t *testing.T) {
+	at := func(d time.Duration, n int) []Entry {
+		var out []Entry
+		for i := range n {
+			out = append(out, Entry{
+				Shard: "s", Instance: fmt.Sprint(d, i), Node: fmt.Sprint(d, i), Reason: v1alpha1.ReasonCondemned,
+				Created: ago(d), Finished: now, // dropped
+			})
+		}
+		return out
+	}
+	single := at(10*time.Hour, 1)
+	slow := slices.Concat(at(20*time.Hour, 3), at(19*time.Hour, 3), at(18*time.Hour, 3)) // never six within one hour
+	storm := slices.Concat(at(5*time.Hour, 4), at(5*time.Hour-50*time.Minute, 4), at(5*time.Hour-100*time.Minute, 4))
+	oneNode := at(15*time.Hour, 20)
+	for i := range oneNode {
+		oneNode[i].Node = "n"
+	}
+	a := New(slices.Concat(single, slow, storm, oneNode), nil, Fleet{Instances: 30}, Limits{}, now)
+	open, _ := a.Storm()
+	require.False(t, open, "it is hours ago")
+	for d, want := range map[time.Duration]bool{
+		10 * time.Hour: false, 15 * time.Hour: false,
+		20 * time.Hour: false, 19 * time.Hour: false, 18 * time.Hour: false,
+		5 * time.Hour: true, 5*time.Hour - 50*time.Minute: true, 5*time.Hour - 100*time.Minute: true,
+		5*time.Hour + time.Second: false, 5*time.Hour - 101*time.Minute: false,
+	} {
+		require.Equal(t, want, a.Storming(ago(d)), "%s ago", d)
+	}
+	require.False(t, New(storm, nil, Fleet{Instances: 30}, Limits{StormFraction: -1}, now).Storming(ago(5*time.Hour)), "the breaker is off")
 }

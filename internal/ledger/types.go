@@ -14,8 +14,10 @@ type Entry struct {
 	Shard, Instance, Node, Zone string
 	// Reason it goes for.
 	Reason v1alpha1.Reason
-	// Started is when it was admitted; zero while it only waits. What waits is not in flight; it counts for the storm
-	// breaker only.
+	// Created is when it was asked for: a condemnation counts for the storm breaker from then on. Zero is Started,
+	// or now.
+	Created time.Time
+	// Started is when it was admitted; zero while it only waits. What waits is not in flight.
 	Started time.Time
 	// Finished is when it ended; zero while it runs.
 	Finished time.Time
@@ -108,6 +110,8 @@ type Request struct {
 	Shard, Instance, Node, Zone string
 	// Reason it would go for.
 	Reason v1alpha1.Reason
+	// Created is when it was asked for; zero is now.
+	Created time.Time
 	// Near is true when it is close to its maximum age.
 	Near bool
 	// Deadline by which it should be gone; zero is none. Earlier ones go first among equals.

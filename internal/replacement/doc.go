@@ -9,7 +9,8 @@
 //	   │                             ▼                                                          Cancelled
 //	   └────────────────────► RollingBack (retire the surge), then again with another one, or the end
 //
-//	Pending      waits for the ledger; of a condemned instance evidence is taken from the first moment
+//	Pending      waits for the ledger; of a condemned instance evidence is taken from the first moment. One that was
+//	             condemned in a storm and is well again is let off
 //	Surging      the successor's Pod and volume are made; it waits for a machine
 //	Seeding      it copies the data
 //	CatchingUp   it streams and replays what was written meanwhile

@@ -142,6 +142,8 @@ func (m *machine) pending() Decision {
 	switch {
 	case m.o.Request.Cancel:
 		return m.finish(Cancelled, "nobody wants it any more; nothing was done")
+	case m.acquitted():
+		return m.finish(Cancelled, "%s was condemned in a storm of condemnations and is well: nothing was done (ask with reason Requested if it is to go all the same)", m.target.Name)
 	case !m.target.PodExists && !m.target.VolumeExists && m.without >= m.o.Wanted:
 		return m.finish(Done, "%s is gone already and the shard has all its copies", m.target.Name)
 	case !m.source():
@@ -161,6 +163,15 @@ func (m *machine) pending() Decision {
 		return m.forward()
 	}
 	return m.attempt()
+}
+
+// acquitted drops a verdict that was given in a storm, when the instance is well and nothing has begun. One that was not given in
+// a storm stands: what healed by itself is replaced all the same. But when a zone comes back from an outage, what it held
+// was condemned with it and is as good as before: as long as it stays condemned every shard is a copy short, and to replace
+// all of it would be the harm that the storm breaker is there to prevent.
+func (m *machine) acquitted() bool {
+	return m.o.Request.Reason == v1alpha1.ReasonCondemned && m.o.Ledger.Storm &&
+		m.target.PodExists && m.target.Healthy && !m.target.Dead && !m.target.Suspect && !m.target.Terminating && m.target.Failed == ""
 }
 
 // noSource is the one case in which an instance is not replaced: nothing else has the data. A single instance that is down

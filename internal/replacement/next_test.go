@@ -237,6 +237,55 @@ func TestLedger(t *testing.T) {
 	require.Equal(t, Done, again.status.Phase)
 }
 
+func TestWhatWasCondemnedInAStormAndIsWellIsLetOff(t *testing.T) {
+	pending := func(edit ...func(w *world, o *Observed)) Decision {
+		w := newWorld(1, 3, v1alpha1.ReasonCondemned, 1)
+		w.ledger = false
+		o := w.observe()
+		o.Ledger.Storm = true
+		for _, e := range edit {
+			e(w, &o)
+		}
+		return Next(o, Timeouts{})
+	}
+	target := func(change func(*Instance)) func(*world, *Observed) {
+		return func(w *world, o *Observed) {
+			for i := range o.Instances {
+				if o.Instances[i].Name == w.request.Instance {
+					change(&o.Instances[i])
+				}
+			}
+		}
+	}
+	d := pending()
+	require.Equal(t, Cancelled, d.Status.Phase)
+	require.Equal(t, "Cancelled", d.Status.Outcome)
+	require.Contains(t, d.Status.Message, "old-1 was condemned in a storm")
+	require.Equal(t, Cancelled, pending(func(_ *world, o *Observed) {
+		o.Status.Phase, o.Status.PhaseStartedAt, o.Now = Pending, t0, t0.Add(25*time.Hour)
+	}).Status.Phase, "it is never too late for that")
+
+	for name, edit := range map[string]func(*world, *Observed){
+		"it is dead":             target(func(in *Instance) { in.Dead = true }),
+		"it is no copy":          target(func(in *Instance) { in.Healthy = false }),
+		"something speaks on":    target(func(in *Instance) { in.Suspect = true }),
+		"it is being deleted":    target(func(in *Instance) { in.Terminating = true }),
+		"it has failed for good": target(func(in *Instance) { in.Failed = "its volume is lost" }),
+		"it is gone":             target(func(in *Instance) { in.PodExists = false }),
+		"there is no storm":      func(_ *world, o *Observed) { o.Ledger.Storm = false },
+		"somebody wants it gone": func(_ *world, o *Observed) { o.Request.Reason = v1alpha1.ReasonRequested },
+	} {
+		require.Equal(t, Pending, pending(edit).Status.Phase, name)
+	}
+	// What has begun goes on.
+	w := newWorld(1, 3, v1alpha1.ReasonCondemned, 1)
+	w.run(10*time.Second, nil)
+	o := w.observe()
+	o.Ledger = Ledger{Storm: true}
+	require.False(t, o.Status.AdmittedAt.IsZero())
+	require.False(t, Next(o, Timeouts{}).Status.Phase.Finished())
+}
+
 func TestEvidenceOfACondemnedInstanceIsTakenWhileItWaits(t *testing.T) {
 	w := newWorld(1, 3, v1alpha1.ReasonCondemned, 1)
 	w.ledger = false

@@ -119,6 +119,9 @@ type Instance struct {
 	Healthy bool
 	// Dead is true when it is no copy that counts: crashed, unreachable, stuck, diverged, or on a dead node.
 	Dead bool
+	// Suspect is true while something speaks against it although it may be a full copy: its node is not ready, its agent is
+	// not heard, its disk is full or hangs.
+	Suspect bool
 	// InRecord is true while any recorded cohort names it, as its primary or as a member.
 	InRecord bool
 	// Leaving is true when another replacement is taking it away.
@@ -138,6 +141,8 @@ type Reparent struct {
 // Ledger is the ledger's answer to this replacement.
 type Ledger struct {
 	Allowed bool
+	// Storm is true when the request is one of more condemnations than can be true.
+	Storm   bool
 	Message string
 	Retry   time.Time
 }

@@ -65,7 +65,7 @@ func (f *fleet) account() *ledger.Account {
 	for _, r := range f.repairs {
 		e := ledger.Entry{
 			Name: r.request.Instance, Shard: f.shards[r.shard].name, Instance: r.request.Instance, Node: r.node,
-			Zone: zoneNames[r.zone], Reason: r.request.Reason, Started: r.status.AdmittedAt,
+			Zone: zoneNames[r.zone], Reason: r.request.Reason, Created: r.request.CreatedAt, Started: r.status.AdmittedAt,
 			NoCapacity: r.status.NoCapacityAt, GotMachine: r.status.GotMachineAt,
 		}
 		if r.over {
@@ -284,8 +284,8 @@ func (f *fleet) admit(a *ledger.Account, waiting []*repair) {
 		in := &f.instances[r.target]
 		requests[i] = ledger.Request{
 			Name: r.request.Instance, Shard: f.shards[r.shard].name, Instance: r.request.Instance, Node: r.node,
-			Zone: zoneNames[r.zone], Reason: r.request.Reason, Deadline: r.deadline, Healthy: f.healthy(r.shard), Wanted: zones,
-			Dead: in.gen != r.targetGen || in.dead,
+			Zone: zoneNames[r.zone], Reason: r.request.Reason, Created: r.request.CreatedAt, Deadline: r.deadline,
+			Healthy: f.healthy(r.shard), Wanted: zones, Dead: in.gen != r.targetGen || in.dead,
 		}
 		if !r.deadline.IsZero() {
 			requests[i].Near = r.deadline.Sub(clock(f.now)) < 30*time.Hour
@@ -294,7 +294,7 @@ func (f *fleet) admit(a *ledger.Account, waiting []*repair) {
 	for i, v := range a.Grant(requests) {
 		r := waiting[i]
 		f.report.verdict(v)
-		r.verdict = v
+		r.verdict, r.storm = v, a.Storming(r.request.CreatedAt)
 		if v.Allowed {
 			f.step(r)
 		}

@@ -78,6 +78,7 @@ type repair struct {
 	fresh     string
 	over      bool
 	verdict   ledger.Verdict
+	storm     bool  // it is one of too many condemnations
 	wakeAt    int64 // when it is looked at next; 0: nothing is scheduled
 }
 

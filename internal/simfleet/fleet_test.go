@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/lifetime"
 	"theseus.dev/theseus/internal/replacement"
 )
@@ -72,6 +73,22 @@ func TestWithoutTroubleNothingIsEverOldOrDegradedForLong(t *testing.T) {
 	}
 	require.Len(t, r.ByReason, 1)
 	require.GreaterOrEqual(t, quantile(r.nodeLives[len(r.nodeLives)/4:], 0.1)/24, 10.0)
+}
+
+// Three hours without a zone: what was begun meanwhile is finished, everything else is let off as soon as it is back.
+func TestAZoneThatComesBackIsWholeAtOnce(t *testing.T) {
+	cfg := small(Nodes, 5)
+	cfg.NodeFailures, cfg.Sicknesses, cfg.Days = 0, 0, 50
+	cfg.Troubles = cfg.Troubles[:1]
+	dark := cfg.Troubles[0]
+	r := Run(cfg)
+	require.Empty(t, problems(r))
+	c := r.ByReason[v1alpha1.ReasonCondemned]
+	require.Greater(t, c.Cancelled, cfg.Shards/2)
+	during, after := r.hours[int(dark.From/time.Hour)], r.hours[int(dark.End()/time.Hour)+1]
+	require.Greater(t, during.degraded, cfg.Shards*9/10)
+	require.LessOrEqual(t, after.degraded, cfg.Shards*zones/10, "no more than may be in repair at once")
+	require.Zero(t, r.hours[int(dark.End()/time.Hour)+12].degraded)
 }
 
 func TestOneSeedGivesOneYear(t *testing.T) {

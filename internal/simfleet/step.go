@@ -24,7 +24,7 @@ func (f *fleet) observe(r *repair) replacement.Observed {
 	o := replacement.Observed{
 		Now: clock(f.now), Request: r.request, Status: r.status, Wanted: zones, Instances: list, FreshName: r.fresh,
 		Reparent: replacement.Reparent{InFlight: sh.reparent},
-		Ledger:   replacement.Ledger{Allowed: r.verdict.Allowed, Message: r.verdict.Message, Retry: r.verdict.Retry},
+		Ledger:   replacement.Ledger{Allowed: r.verdict.Allowed, Storm: r.storm, Message: r.verdict.Message, Retry: r.verdict.Retry},
 		Writable: f.writable(r.shard),
 	}
 	if sh.primary >= 0 {

@@ -1,10 +1,6 @@
 package simfleet
 
-import (
-	"slices"
-
-	"theseus.dev/theseus/api/v1alpha1"
-)
+import "slices"
 
 // room finds the youngest node with room in a zone: what moves to an old node moves again soon.
 func (f *fleet) room(zone int8) int32 {
@@ -378,10 +374,6 @@ func (f *fleet) revive(id int32) {
 		f.q.push(event{at: f.now + f.draw(catchUp), kind: evHealthy, id: id, gen: in.gen})
 	default:
 		f.q.push(event{at: f.now + f.draw(podStart), kind: evRunning, id: id, gen: in.gen})
-	}
-	if r := in.repair; r != nil && r.status.AdmittedAt.IsZero() && r.request.Reason == v1alpha1.ReasonCondemned {
-		r.request.Cancel = true // the verdict is taken back while nothing has begun
-		f.wake(r, 1)
 	}
 	f.touch(in.shard)
 }

@@ -141,7 +141,7 @@ func (r *Reconciler) account(w *world, limits ledger.Limits) *ledger.Account {
 		s := replacement.FromObject(rp.Status)
 		entries = append(entries, ledger.Entry{
 			Name: rp.Namespace + "/" + rp.Name, Shard: rp.Namespace + "/" + rp.Spec.Shard, Instance: rp.Spec.Instance,
-			Node: rp.Status.Node, Zone: rp.Status.Zone, Reason: rp.Spec.Reason,
+			Node: rp.Status.Node, Zone: rp.Status.Zone, Reason: rp.Spec.Reason, Created: rp.CreationTimestamp.Time,
 			Started: s.AdmittedAt, Finished: s.FinishedAt, NoCapacity: s.NoCapacityAt, GotMachine: s.GotMachineAt,
 		})
 	}

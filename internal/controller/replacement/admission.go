@@ -46,7 +46,7 @@ func (r *Reconciler) askLedger(ctx context.Context, read client.Reader, w *world
 	}
 	v := account.Grant(requests)[mine]
 	w.why = string(v.Why)
-	w.observed.Ledger = replacement.Ledger{Allowed: v.Allowed, Message: v.Message, Retry: v.Retry}
+	w.observed.Ledger = replacement.Ledger{Allowed: v.Allowed, Storm: account.Storming(rp.CreationTimestamp.Time), Message: v.Message, Retry: v.Retry}
 	return nil
 }
 
@@ -86,7 +86,7 @@ func (w *world) dead() bool {
 func (r *Reconciler) account(f *fleet, all []v1alpha1.Replacement) *ledger.Account {
 	entries := make([]ledger.Entry, 0, len(all))
 	for i := range all {
-		entries = append(entries, entry(&all[i]))
+		entries = append(entries, f.entry(&all[i]))
 	}
 	limits := r.Limits
 	limits.PerPolicy = f.budgets
@@ -109,14 +109,25 @@ func (r *Reconciler) Account(ctx context.Context) (*ledger.Account, error) {
 	return r.account(f, all), nil
 }
 
-// entry reads a disruption from its object.
-func entry(rp *v1alpha1.Replacement) ledger.Entry {
+// entry reads a disruption from its object. Of one that was not looked at yet the shard knows the node: were each taken for
+// a failure of its own, the loss of one node would be a storm until they are.
+func (f *fleet) entry(rp *v1alpha1.Replacement) ledger.Entry {
 	s := replacement.FromObject(rp.Status)
-	return ledger.Entry{
+	e := ledger.Entry{
 		Name: rp.Namespace + "/" + rp.Name, Shard: rp.Namespace + "/" + rp.Spec.Shard, Instance: rp.Spec.Instance,
-		Node: rp.Status.Node, Zone: rp.Status.Zone, Reason: rp.Spec.Reason,
+		Node: rp.Status.Node, Zone: rp.Status.Zone, Reason: rp.Spec.Reason, Created: rp.CreationTimestamp.Time,
 		Started: s.AdmittedAt, Finished: s.FinishedAt, NoCapacity: s.NoCapacityAt, GotMachine: s.GotMachineAt,
 	}
+	sh := f.shards[types.NamespacedName{Namespace: rp.Namespace, Name: rp.Spec.Shard}]
+	if e.Node != "" || sh == nil || s.Phase.Finished() {
+		return e
+	}
+	for _, in := range sh.Status.Instances {
+		if in.Name == rp.Spec.Instance {
+			e.Node = in.Node
+		}
+	}
+	return e
 }
 
 // fleet is everything that draws on the ledger. It is not changed once it was read.
@@ -187,7 +198,7 @@ const nearShare = 24
 func (f *fleet) request(rp *v1alpha1.Replacement, now time.Time) ledger.Request {
 	q := ledger.Request{
 		Name: rp.Namespace + "/" + rp.Name, Shard: rp.Namespace + "/" + rp.Spec.Shard, Instance: rp.Spec.Instance,
-		Node: rp.Status.Node, Zone: rp.Status.Zone, Reason: rp.Spec.Reason, Dead: true,
+		Node: rp.Status.Node, Zone: rp.Status.Zone, Reason: rp.Spec.Reason, Created: rp.CreationTimestamp.Time, Dead: true,
 	}
 	sh := f.shards[types.NamespacedName{Namespace: rp.Namespace, Name: rp.Spec.Shard}]
 	if sh == nil {

@@ -39,6 +39,8 @@ type Reconciler struct {
 	Clock      clock.PassiveClock
 	// Params of the shard controller, whose eyes are used.
 	Params shard.Params
+	// Suspects are the instances of a shard that a verdict speaks against, and why. Nil is nobody.
+	Suspects func(types.NamespacedName) map[string]string
 	// Timeouts of the steps; zero fields are the defaults. A Seed of zero follows the size of the data.
 	Timeouts replacement.Timeouts
 	// Limits of the ledger, without PerHour.
@@ -74,7 +76,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 	if r.Evidence == nil {
 		r.Evidence = NoEvidence{}
 	}
-	r.viewer = shard.Viewer{Nodes: r.Client, Observer: r.Observer, Clock: r.Clock, Params: r.Params}
+	r.viewer = shard.Viewer{Nodes: r.Client, Observer: r.Observer, Clock: r.Clock, Params: r.Params, Suspects: r.Suspects}
 	ofShard := handler.EnqueueRequestsFromMapFunc(r.ofShard)
 	return ctrl.NewControllerManagedBy(mgr).Named("replacement").
 		For(&v1alpha1.Replacement{}).

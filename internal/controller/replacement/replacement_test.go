@@ -199,6 +199,49 @@ func TestTheMostUrgentOfThoseThatWaitGoesFirst(t *testing.T) {
 	}
 }
 
+// A fleet of a hundred nodes, on six of which something is condemned.
+func TestAStormIsToldFromANodeThatIsLost(t *testing.T) {
+	for name, tc := range map[string]struct {
+		node  func(n int) string
+		storm bool
+	}{
+		"six nodes": {func(n int) string { return fmt.Sprint("n-", n) }, true},
+		"one node":  {func(int) string { return "n-0" }, false},
+	} {
+		objects := []client.Object{aShard(), wanted("r", "b", v1alpha1.ReasonCondemned)}
+		for n := range 100 {
+			objects = append(objects, aShard(func(sh *v1alpha1.Shard) {
+				sh.Name, sh.UID = fmt.Sprint("db-", n+1), types.UID(fmt.Sprint(n))
+				sh.Status.Instances = []v1alpha1.InstanceStatus{{Name: "x", Node: fmt.Sprint("n-", n)}, {Name: "y", Node: tc.node(n)}}
+			}))
+		}
+		for n := range 6 {
+			objects = append(objects, wanted(fmt.Sprint("y-", n), "y", v1alpha1.ReasonCondemned, func(rp *v1alpha1.Replacement) {
+				rp.Spec.Shard = fmt.Sprint("db-", n+1)
+			}))
+		}
+		d := newDesk(t, objects...)
+		w := d.world("r")
+		require.NoError(t, d.askLedger(context.Background(), d.Client, w, d.get("r")))
+		require.Equal(t, tc.storm, w.observed.Ledger.Storm, "%s: %s", name, w.observed.Ledger.Message)
+		require.Equal(t, !tc.storm, w.observed.Ledger.Allowed, "%s: %s", name, w.observed.Ledger.Message)
+
+		// Frozen as well, it is a storm all the same: who is well is let off.
+		d.Limits = ledger.Limits{Freeze: ledger.FreezeAll}
+		w = d.world("r")
+		require.NoError(t, d.askLedger(context.Background(), d.Client, w, d.get("r")))
+		require.Equal(t, string(ledger.Frozen), w.why)
+		require.Equal(t, tc.storm, w.observed.Ledger.Storm, name)
+		// An hour later it is over, though everything waits as it did.
+		d.Limits = ledger.Limits{}
+		d.clock.Step(time.Hour)
+		w = d.world("r")
+		require.NoError(t, d.askLedger(context.Background(), d.Client, w, d.get("r")))
+		require.True(t, w.observed.Ledger.Allowed, "%s: %s", name, w.observed.Ledger.Message)
+		require.Equal(t, tc.storm, w.observed.Ledger.Storm, "what came of it does not change when it was condemned")
+	}
+}
+
 func TestNearIsAFractionOfTheMaximumAge(t *testing.T) {
 	d := newDesk(t, aShard())
 	f, err := d.fleet(context.Background())

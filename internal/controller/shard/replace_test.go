@@ -197,6 +197,19 @@ func TestTheViewOfAReplacement(t *testing.T) {
 	} {
 		require.False(t, healthy().edit("c", edit).seen("c").Dead, name)
 	}
+	require.False(t, healthy().seen("c").Suspect)
+	for name, edit := range map[string]func(*Instance){
+		"its node is not ready": func(it *Instance) { it.NodeNotReadyFor = time.Second },
+		"its agent is silent":   silentFor(10 * time.Second),
+		"its disk hangs":        func(it *Instance) { it.Status.AtUnixMs, it.Status.DiskProbe = 20_000, probing(19_000) },
+	} {
+		c := healthy().edit("c", edit).seen("c")
+		require.True(t, c.Suspect && c.Healthy && !c.Dead, name)
+	}
+	full := healthy()
+	full.suspects = map[string]string{"c": "its volume is full"}
+	require.True(t, full.seen("c").Suspect)
+	require.False(t, full.seen("b").Suspect)
 	begun := healthy()
 	begun.Record.Cohorts = append(begun.Record.Cohorts, cohortOf(4, "b", 1, "c"))
 	require.Empty(t, begun.view(DefaultParams()).Primary, "nobody knows until the reparent has an end")

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -22,6 +23,8 @@ type Viewer struct {
 	Observer *observer.Observer
 	Clock    clock.PassiveClock
 	Params   Params
+	// Suspects are the instances of a shard that a verdict speaks against, and why. Nil is nobody.
+	Suspects func(types.NamespacedName) map[string]string
 }
 
 // View is a shard as a replacement sees it.
@@ -48,8 +51,12 @@ func (v *Viewer) Look(ctx context.Context, read client.Reader, shard *v1alpha1.S
 	if err != nil {
 		return nil, err
 	}
-	hear(byName, v.Observer, client.ObjectKeyFromObject(shard), now)
+	key := client.ObjectKeyFromObject(shard)
+	hear(byName, v.Observer, key, now)
 	s := &State{Now: now, Wanted: int(shard.Spec.Template.Instances), Record: RecordOf(shard)}
+	if v.Suspects != nil {
+		s.suspects = v.Suspects(key)
+	}
 	for _, it := range byName {
 		s.Instances = append(s.Instances, *it)
 	}
@@ -87,6 +94,7 @@ func (s *State) view(p Params) *View {
 			Seeded:        heard && (role == agentpb.Role_STANDBY || role == agentpb.Role_PRIMARY),
 			Healthy:       it == primary || s.copyOf(it, primary),
 			Dead:          it.dead(primary, p),
+			Suspect:       s.suspects[it.Name] != "" || !it.alive(p) || it.NodeNotReadyFor > 0 || hungFor(it) > 0,
 			InRecord:      slices.Contains(named, it.Name),
 			Failed:        failed,
 		})
