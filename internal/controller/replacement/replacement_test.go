@@ -288,6 +288,26 @@ func TestAnInstanceThatNeverWasIsNoReasonToMakeOne(t *testing.T) {
 	require.Empty(t, rp.Finalizers)
 }
 
+func TestReparentsOfAPredecessorAreNobodysFailures(t *testing.T) {
+	reparent := func(term int64, of string, ago time.Duration, outcome string) *v1alpha1.Reparent {
+		at := metav1.NewMicroTime(now.Add(-ago))
+		return &v1alpha1.Reparent{
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: "ns", Name: fmt.Sprintf("db-0-%d", term), Labels: map[string]string{v1alpha1.LabelReplacement: of},
+				CreationTimestamp: metav1.NewTime(now.Add(-ago)),
+			},
+			Spec:   v1alpha1.ReparentSpec{Shard: "db-0", Term: term},
+			Status: v1alpha1.ReparentStatus{Outcome: outcome, FinishedAt: &at},
+		}
+	}
+	d := newDesk(t, aShard(), wanted("r", "a", v1alpha1.ReasonDraining, begun),
+		reparent(3, "r", 2*time.Minute, v1alpha1.OutcomeFailed), reparent(4, "r", time.Minute, v1alpha1.OutcomeFailed),
+		reparent(5, "r", 0, v1alpha1.OutcomeFailed), reparent(6, "another", 0, v1alpha1.OutcomeFailed))
+	w := d.world("r")
+	require.Equal(t, 1, w.observed.Reparent.Failures)
+	require.True(t, now.Equal(w.failed), w.failed)
+}
+
 func TestADecisionOnAStaleStatusIsNotStored(t *testing.T) {
 	d := newDesk(t, aShard(), wanted("r", "b", v1alpha1.ReasonCondemned))
 	_, err := d.reconcile("r")
