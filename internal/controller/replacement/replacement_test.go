@@ -39,6 +39,8 @@ type desk struct {
 	t     *testing.T
 	clock *clocktesting.FakeClock
 	funcs interceptor.Funcs
+	// lists counts how often all Replacements were read.
+	lists int
 }
 
 func newDesk(t *testing.T, objects ...client.Object) *desk {
@@ -56,6 +58,14 @@ func newDesk(t *testing.T, objects ...client.Object) *desk {
 			return []string{o.(*v1alpha1.Reparent).Spec.Shard}
 		}).
 		WithInterceptorFuncs(interceptor.Funcs{
+			List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+				all := client.ListOptions{}
+				all.ApplyOptions(opts)
+				if _, ok := list.(*v1alpha1.ReplacementList); ok && all.FieldSelector == nil {
+					d.lists++
+				}
+				return c.List(ctx, list, opts...)
+			},
 			SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
 				if d.funcs.SubResourcePatch != nil {
 					return d.funcs.SubResourcePatch(ctx, c, sub, o, p, opts...)
