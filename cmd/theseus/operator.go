@@ -19,7 +19,6 @@ import (
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"theseus.dev/theseus/internal/controller"
-	"theseus.dev/theseus/internal/ledger"
 )
 
 func init() { commands = append(commands, newOperator) }
@@ -55,8 +54,7 @@ func newOperator() *cobra.Command {
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.BoolVar(&o.leaderElection, "leader-election", true, "elect a leader among replicas; emergencies do not wait for it")
 	f.StringVar(&o.leaderNamespace, "leader-namespace", os.Getenv("POD_NAMESPACE"), "namespace of the leader's Lease (POD_NAMESPACE)")
-	f.Var((*freeze)(&o.Limits.Freeze), "freeze", "Planned: nothing that can wait is replaced; All: nothing is, not even what is sick")
-	f.StringVar(&o.Limits.FreezeWhy, "freeze-why", "", "why, for people")
+	registerLimits(f, &o.Limits)
 	f.IntVar(&o.Workers, "workers", 8, "objects of a kind worked on at once")
 	f.StringVar(&o.Name, "name", cmp.Or(os.Getenv("POD_NAME"), hostname()), "name of this replica in journals (POD_NAME)")
 	o.evidence.register(f)
@@ -73,6 +71,9 @@ func (o *operatorFlags) run(cmd *cobra.Command) error {
 	ctrl.SetLogger(log)
 	klog.SetLogger(log)
 
+	if err := checkLimits(o.Limits); err != nil {
+		return err
+	}
 	keep, err := o.evidence.options()
 	if err != nil {
 		return err
@@ -153,23 +154,4 @@ func hostname() string {
 		return "operator"
 	}
 	return name
-}
-
-// freeze is the flag of the ledger's switch.
-type freeze ledger.Freeze
-
-// String implements pflag.Value.
-func (f *freeze) String() string { return string(*f) }
-
-// Type implements pflag.Value.
-func (*freeze) Type() string { return "what" }
-
-// Set implements pflag.Value.
-func (f *freeze) Set(s string) error {
-	switch ledger.Freeze(s) {
-	case ledger.FreezeNone, ledger.FreezePlanned, ledger.FreezeAll:
-		*f = freeze(s)
-		return nil
-	}
-	return fmt.Errorf("%q is neither %s nor %s nor empty", s, ledger.FreezePlanned, ledger.FreezeAll)
 }

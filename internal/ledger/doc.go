@@ -34,7 +34,7 @@
 //
 // When more than a fraction of the fleet's nodes had instances condemned within a window, the judgement is likelier to be wrong than the
 // fleet, and replacing everything at once would finish what the fault began: condemnation stops (and with it everything
-// planned) until the window has passed or a person says otherwise (the operator's --storm-fraction and --storm-window). A verdict
+// planned) until the window has passed or a person says otherwise (the operator's --storm-fraction; the chart's limits). A verdict
 // counts for one window from when it was given: while it waits, after it was let in, and after it was dropped. So the breaker
 // holds as long as an outage grows, and closes for good a window after the last verdict at the latest: what is still dead by
 // then goes at the pace of the cap for repairs. What has come back is let off, before and after: a verdict that was given in a

@@ -433,3 +433,14 @@ func TestWhatWasCondemnedInAStormIsToldFromWhatWasNot(t *testing.T) {
 	}
 	require.False(t, New(storm, nil, Fleet{Instances: 30}, Limits{StormFraction: -1}, now).Storming(ago(5*time.Hour)), "the breaker is off")
 }
+
+func TestShares(t *testing.T) {
+	for n := range 40_000 {
+		l := Limits{}.withDefaults(Fleet{Instances: n})
+		require.Equal(t, [3]int{max(1, n/50), max(3, n/10), max(3, n/10)}, [3]int{l.Planned, l.Urgent, l.Repairs}, n)
+	}
+	l := Limits{PlannedShare: 0.07, UrgentShare: 0.29, RepairsShare: 1}.withDefaults(Fleet{Instances: 100})
+	require.Equal(t, [3]int{7, 29, 100}, [3]int{l.Planned, l.Urgent, l.Repairs})
+	l = Limits{PlannedShare: 0.5, Planned: 2}.withDefaults(Fleet{Instances: 100})
+	require.Equal(t, 2, l.Planned, "a number goes before a share")
+}

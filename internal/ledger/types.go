@@ -45,12 +45,14 @@ type Limits struct {
 	// Freeze and the reason a person gave for it.
 	Freeze    Freeze
 	FreezeWhy string
-	// Planned is the most planned replacements in flight, fleet-wide. Default 2 % of the instances, at least 1.
+	// Planned is the most planned replacements in flight, fleet-wide. Default PlannedShare of the instances, at least 1.
 	Planned int
-	// Urgent is the most drains and requests in flight, fleet-wide. Default 10 % of the instances, at least 3.
+	// Urgent is the most drains and requests in flight, fleet-wide. Default UrgentShare of the instances, at least 3.
 	Urgent int
-	// Repairs is the most repairs in flight, fleet-wide. Default 10 % of the instances, at least 3.
+	// Repairs is the most repairs in flight, fleet-wide. Default RepairsShare of the instances, at least 3.
 	Repairs int
+	// PlannedShare, UrgentShare and RepairsShare of the instances. Defaults 0.02, 0.1, 0.1.
+	PlannedShare, UrgentShare, RepairsShare float64
 	// PerPolicy is the budget of each NodePolicy in nodes in flight; a policy that is not here has none.
 	PerPolicy map[string]int
 	// PerHour is the most starts per hour for age: of instances ("") and of the nodes of each NodePolicy. It is the rate
@@ -69,6 +71,18 @@ type Limits struct {
 	RateWindow time.Duration
 }
 
+// Defaults of the limits that a person can set.
+const (
+	DefaultPlannedShare  = 0.02
+	DefaultUrgentShare   = 0.1
+	DefaultRepairsShare  = 0.1
+	DefaultStormFraction = 0.05
+	DefaultStormWindow   = time.Hour
+)
+
+// share of a number, rounded down; what is a whole number but for the error of floating point counts as one.
+func share(fraction float64, of int) int { return int(fraction*float64(of) + 1e-6) }
+
 // Fleet is the size of everything that draws on one ledger.
 type Fleet struct {
 	// Instances of all shards.
@@ -83,19 +97,25 @@ func (l Limits) withDefaults(fleet Fleet) Limits {
 			*v = def
 		}
 	}
-	set(&l.Planned, max(1, fleet.Instances/50))
-	set(&l.Urgent, max(3, fleet.Instances/10))
-	set(&l.Repairs, max(3, fleet.Instances/10))
-	set(&l.StormMinimum, 5)
-	if l.StormFraction == 0 {
-		l.StormFraction = 0.05
+	fraction := func(v *float64, def float64) {
+		if *v == 0 {
+			*v = def
+		}
 	}
+	fraction(&l.PlannedShare, DefaultPlannedShare)
+	fraction(&l.UrgentShare, DefaultUrgentShare)
+	fraction(&l.RepairsShare, DefaultRepairsShare)
+	fraction(&l.StormFraction, DefaultStormFraction)
+	set(&l.Planned, max(1, share(l.PlannedShare, fleet.Instances)))
+	set(&l.Urgent, max(3, share(l.UrgentShare, fleet.Instances)))
+	set(&l.Repairs, max(3, share(l.RepairsShare, fleet.Instances)))
+	set(&l.StormMinimum, 5)
 	duration := func(v *time.Duration, def time.Duration) {
 		if *v <= 0 {
 			*v = def
 		}
 	}
-	duration(&l.StormWindow, time.Hour)
+	duration(&l.StormWindow, DefaultStormWindow)
 	duration(&l.CapacityRetry, 10*time.Minute)
 	duration(&l.ZoneFreeze, 2*time.Hour)
 	duration(&l.RateWindow, time.Hour)

@@ -170,12 +170,18 @@ type world struct {
 	now       time.Time
 	shards    []v1alpha1.Shard
 	instances map[time.Duration][]instance // by maximum age
-	took      []time.Duration
+	took      []lasted
 	freeze    string
 	zones     map[string]string // frozen, and why
 	busy      map[types.NamespacedName]bool
 	inFlight  map[v1alpha1.Reason]int
 	asked     int
+}
+
+// lasted is how long a replacement took that has succeeded, and when that was.
+type lasted struct {
+	ended time.Time
+	took  time.Duration
 }
 
 // degradedShare of the shards, and at least degradedLeast of them, freezes expiry when they are degraded.
@@ -245,7 +251,7 @@ func (w *world) underWay(items []v1alpha1.Replacement) (asked, begun, surges map
 		rp := &items[i]
 		st := replacement.FromObject(rp.Status)
 		if st.Phase == replacement.Done && !st.AdmittedAt.IsZero() && st.Attempt > 0 {
-			w.took = append(w.took, st.FinishedAt.Sub(st.AdmittedAt))
+			w.took = append(w.took, lasted{st.FinishedAt, st.FinishedAt.Sub(st.AdmittedAt)})
 		}
 		if st.Phase.Finished() {
 			continue

@@ -3,6 +3,7 @@ package lifetime
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -274,6 +275,32 @@ func TestAnInstanceOnItsWayOutIsNotAskedAgain(t *testing.T) {
 		}
 	}
 	require.Equal(t, []string{"one-c"}, asked, "neither the one that goes nor its surge")
+}
+
+func TestTheLeadIsThatOfTheLatestReplacementsHoweverTheyAreListed(t *testing.T) {
+	w := &world{now: start, instances: map[time.Duration][]instance{}}
+	done := func(n int, ended time.Time, took time.Duration) v1alpha1.Replacement {
+		began, at := metav1.NewMicroTime(ended.Add(-took)), metav1.NewMicroTime(ended)
+		return v1alpha1.Replacement{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: fmt.Sprint(n)},
+			Status:     v1alpha1.ReplacementStatus{Phase: "Done", AdmittedAt: &began, FinishedAt: &at, Attempt: 1},
+		}
+	}
+	var items []v1alpha1.Replacement
+	for n := range latestTook {
+		items = append(items, done(n, start.Add(-time.Duration(n)*time.Minute), time.Minute)) // lately
+	}
+	for n := range latestTook {
+		items = append(items, done(latestTook+n, start.Add(-48*time.Hour), time.Hour)) // when the disks were slow
+	}
+	for range 2 {
+		w.took = nil
+		w.underWay(items)
+		took := latest(w.took)
+		require.Len(t, took, latestTook)
+		require.Equal(t, time.Minute, slices.Max(took))
+		slices.Reverse(items)
+	}
 }
 
 func TestShardsFailOverRegularly(t *testing.T) {

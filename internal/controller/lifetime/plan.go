@@ -24,9 +24,19 @@ type plan struct {
 // latestTook is how many of the latest durations the lead is measured from.
 const latestTook = 500
 
+// latest are the durations of the replacements that ended last; a cache lists them in no order.
+func latest(all []lasted) []time.Duration {
+	all = slices.SortedFunc(slices.Values(all), func(a, b lasted) int { return b.ended.Compare(a.ended) })
+	var out []time.Duration
+	for _, l := range all[:min(len(all), latestTook)] {
+		out = append(out, l.took)
+	}
+	return out
+}
+
 // plans are made anew from what there is, the shortest maximum age first.
 func (w *world) plans() []plan {
-	took := w.took[max(0, len(w.took)-latestTook):]
+	took := latest(w.took)
 	var out []plan
 	for age, instances := range w.instances {
 		slices.SortFunc(instances, func(a, b instance) int { return cmp.Compare(a.id, b.id) })

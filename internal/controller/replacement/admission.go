@@ -16,38 +16,61 @@ import (
 // askLedger asks whether the replacement may begin, as if everything more urgent that waits had begun before. The
 // Replacements are read with read; what they are about is read from the cache.
 func (r *Reconciler) askLedger(ctx context.Context, read client.Reader, w *world, rp *v1alpha1.Replacement) error {
-	all, err := r.all(ctx, read)
-	if err != nil {
-		return err
-	}
-	f, err := r.fleet(ctx)
-	if err != nil {
-		return err
-	}
-	account := r.account(f, all)
-	var requests []ledger.Request
-	mine := -1
-	for i := range all {
-		other := &all[i]
-		if finished(other) || other.Status.AdmittedAt != nil || !other.DeletionTimestamp.IsZero() {
-			continue
-		}
-		q := f.request(other, r.Clock.Now())
-		if other.UID == rp.UID {
-			mine = len(requests)
+	verdicts, err := r.judge(ctx, read, func(q *ledger.Request, uid types.UID) {
+		if uid == rp.UID {
 			q.Node, q.Zone = w.nodes[rp.Spec.Instance], w.zones[rp.Spec.Instance]
 			q.Healthy, q.Wanted, q.Dead = w.healthy(), w.observed.Wanted, w.dead()
 		}
-		requests = append(requests, q)
+	})
+	if err != nil {
+		return err
 	}
-	if mine < 0 {
-		w.observed.Ledger = replacement.Ledger{Message: "it is not known to the ledger yet"}
-		return nil
+	j, known := verdicts[rp.UID]
+	if !known {
+		j.Message = "it is not known to the ledger yet"
 	}
-	v := account.Grant(requests)[mine]
-	w.why = string(v.Why)
-	w.observed.Ledger = replacement.Ledger{Allowed: v.Allowed, Storm: account.Storming(rp.CreationTimestamp.Time), Message: v.Message, Retry: v.Retry}
+	w.told(j)
 	return nil
+}
+
+// judged is the ledger's verdict on one that waits.
+type judged struct {
+	ledger.Verdict
+	storm bool // it is one of too many condemnations
+}
+
+func (w *world) told(j judged) {
+	w.why = string(j.Why)
+	w.observed.Ledger = replacement.Ledger{Allowed: j.Allowed, Storm: j.storm, Message: j.Message, Retry: j.Retry}
+}
+
+// judge has the ledger decide on all that wait, by what the shards' statuses say of them; edit knows better.
+func (r *Reconciler) judge(ctx context.Context, read client.Reader, edit func(*ledger.Request, types.UID)) (map[types.UID]judged, error) {
+	all, err := r.all(ctx, read)
+	if err != nil {
+		return nil, err
+	}
+	f, err := r.fleet(ctx)
+	if err != nil {
+		return nil, err
+	}
+	account := r.account(f, all)
+	var requests []ledger.Request
+	var of []types.UID
+	for i := range all {
+		rp := &all[i]
+		if finished(rp) || rp.Status.AdmittedAt != nil || !rp.DeletionTimestamp.IsZero() {
+			continue
+		}
+		q := f.request(rp, r.Clock.Now())
+		edit(&q, rp.UID)
+		requests, of = append(requests, q), append(of, rp.UID)
+	}
+	out := make(map[types.UID]judged, len(requests))
+	for i, v := range account.Grant(requests) {
+		out[of[i]] = judged{v, account.Storming(requests[i].Created)}
+	}
+	return out, nil
 }
 
 // all are the Replacements of the namespaces that are watched.

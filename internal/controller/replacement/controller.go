@@ -12,10 +12,13 @@ import (
 	"k8s.io/client-go/util/workqueue"
 	"k8s.io/utils/clock"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/builder"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
+	"sigs.k8s.io/controller-runtime/pkg/event"
 	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/recorder"
 	"sigs.k8s.io/controller-runtime/pkg/source"
@@ -63,6 +66,7 @@ type Reconciler struct {
 	viewer    shard.Viewer
 	admission sync.Mutex
 	evidence  collections
+	foreseen  foreseen
 	known     struct {
 		sync.Mutex
 		fleet *fleet
@@ -80,7 +84,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 	ofShard := handler.EnqueueRequestsFromMapFunc(r.ofShard)
 	return ctrl.NewControllerManagedBy(mgr).Named("replacement").
 		For(&v1alpha1.Replacement{}).
-		Watches(&v1alpha1.Replacement{}, handler.EnqueueRequestsFromMapFunc(r.waiting)).
+		Watches(&v1alpha1.Replacement{}, handler.EnqueueRequestsFromMapFunc(r.waiting), builder.WithPredicates(madeRoom)).
 		Watches(&v1alpha1.Shard{}, ofShard).
 		Watches(&corev1.Pod{}, ofShard).
 		Watches(&corev1.PersistentVolumeClaim{}, ofShard).
@@ -132,12 +136,23 @@ func (r *Reconciler) unfinished(ctx context.Context, key types.NamespacedName) [
 	return out
 }
 
-// waiting are those that wait for the ledger, when one has ended and made room.
-func (r *Reconciler) waiting(ctx context.Context, o client.Object) []reconcile.Request {
+// madeRoom lets through what may make room for those that wait: that one ends, or vanishes without an end. That one has ended
+// is no news: a new leader is told of every Replacement there is, and each would have it look at all of them.
+var madeRoom = predicate.Funcs{
+	CreateFunc:  func(event.CreateEvent) bool { return false },
+	UpdateFunc:  func(e event.UpdateEvent) bool { return !hasEnded(e.ObjectOld) && hasEnded(e.ObjectNew) },
+	DeleteFunc:  func(e event.DeleteEvent) bool { return !hasEnded(e.Object) },
+	GenericFunc: func(event.GenericEvent) bool { return false },
+}
+
+func hasEnded(o client.Object) bool {
 	rp, ok := o.(*v1alpha1.Replacement)
-	if !ok || !finished(rp) {
-		return nil
-	}
+	return ok && finished(rp)
+}
+
+// waiting are those that wait for the ledger, when one has made room.
+func (r *Reconciler) waiting(ctx context.Context, _ client.Object) []reconcile.Request {
+	r.foreseen.forget()
 	list := &v1alpha1.ReplacementList{}
 	if err := r.Client.List(ctx, list); err != nil {
 		return nil
@@ -267,7 +282,7 @@ func (r *Reconciler) decideAndStore(ctx context.Context, sh *v1alpha1.Shard, rp 
 		return replacement.Decision{}, nil, err
 	}
 	if rp.Status.AdmittedAt == nil {
-		if err := r.askLedger(ctx, r.Client, w, rp); err != nil {
+		if err := r.foresee(ctx, w, rp); err != nil {
 			return replacement.Decision{}, nil, err
 		}
 		if w.observed.Ledger.Allowed {

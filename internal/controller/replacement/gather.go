@@ -88,6 +88,8 @@ func (r *Reconciler) gatherOthers(ctx context.Context, w *world, rp *v1alpha1.Re
 			if one.Spec.Term > w.shard.Status.Record.EstablishedTerm {
 				w.observed.Reparent.InFlight = true
 			}
+		case one.CreationTimestamp.Before(&rp.CreationTimestamp):
+			// A drain that is repeated asks under the same name again: what its predecessor tried is no failure of this one.
 		case one.Labels[v1alpha1.LabelReplacement] == rp.Name && one.Status.Outcome != v1alpha1.OutcomeSucceeded && one.Status.Outcome != v1alpha1.OutcomeOvertaken:
 			w.observed.Reparent.Failures++
 			if at := one.Status.FinishedAt; at != nil && at.After(w.failed) {

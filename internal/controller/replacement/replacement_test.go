@@ -39,6 +39,8 @@ type desk struct {
 	t     *testing.T
 	clock *clocktesting.FakeClock
 	funcs interceptor.Funcs
+	// lists counts how often all Replacements were read.
+	lists int
 }
 
 func newDesk(t *testing.T, objects ...client.Object) *desk {
@@ -56,6 +58,14 @@ func newDesk(t *testing.T, objects ...client.Object) *desk {
 			return []string{o.(*v1alpha1.Reparent).Spec.Shard}
 		}).
 		WithInterceptorFuncs(interceptor.Funcs{
+			List: func(ctx context.Context, c client.WithWatch, list client.ObjectList, opts ...client.ListOption) error {
+				all := client.ListOptions{}
+				all.ApplyOptions(opts)
+				if _, ok := list.(*v1alpha1.ReplacementList); ok && all.FieldSelector == nil {
+					d.lists++
+				}
+				return c.List(ctx, list, opts...)
+			},
 			SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
 				if d.funcs.SubResourcePatch != nil {
 					return d.funcs.SubResourcePatch(ctx, c, sub, o, p, opts...)
@@ -286,6 +296,26 @@ func TestAnInstanceThatNeverWasIsNoReasonToMakeOne(t *testing.T) {
 	rp = newDesk(t, aShard(), wanted("r", "nobody", v1alpha1.ReasonCondemned)).settle("r")
 	require.EqualValues(t, "Done", rp.Status.Phase, "whoever condemned it was behind")
 	require.Empty(t, rp.Finalizers)
+}
+
+func TestReparentsOfAPredecessorAreNobodysFailures(t *testing.T) {
+	reparent := func(term int64, of string, ago time.Duration, outcome string) *v1alpha1.Reparent {
+		at := metav1.NewMicroTime(now.Add(-ago))
+		return &v1alpha1.Reparent{
+			ObjectMeta: metav1.ObjectMeta{
+				Namespace: "ns", Name: fmt.Sprintf("db-0-%d", term), Labels: map[string]string{v1alpha1.LabelReplacement: of},
+				CreationTimestamp: metav1.NewTime(now.Add(-ago)),
+			},
+			Spec:   v1alpha1.ReparentSpec{Shard: "db-0", Term: term},
+			Status: v1alpha1.ReparentStatus{Outcome: outcome, FinishedAt: &at},
+		}
+	}
+	d := newDesk(t, aShard(), wanted("r", "a", v1alpha1.ReasonDraining, begun),
+		reparent(3, "r", 2*time.Minute, v1alpha1.OutcomeFailed), reparent(4, "r", time.Minute, v1alpha1.OutcomeFailed),
+		reparent(5, "r", 0, v1alpha1.OutcomeFailed), reparent(6, "another", 0, v1alpha1.OutcomeFailed))
+	w := d.world("r")
+	require.Equal(t, 1, w.observed.Reparent.Failures)
+	require.True(t, now.Equal(w.failed), w.failed)
 }
 
 func TestADecisionOnAStaleStatusIsNotStored(t *testing.T) {
