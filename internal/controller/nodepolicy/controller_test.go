@@ -199,19 +199,19 @@ func TestADeletedPolicyLetsGo(t *testing.T) {
 func TestAMachineThatWasToldToGoStaysCordoned(t *testing.T) {
 	tn, n := old(t, nil)
 	tn.node("z1")
-	tn.stuck, tn.step = true, 30*time.Second
-	tn.run(time.Minute, tn.replace)
+	tn.stuck, tn.step = true, 3*time.Minute
+	tn.run(7*time.Minute, tn.replace)
 	require.Equal(t, machine.Replacing, tn.phase())
 	cordoned := func() {
 		tn.replace()
 		require.True(t, tn.nodes()[n].Spec.Unschedulable, "%+v", tn.get().Status.Rotations)
 		require.Equal(t, "p", tn.nodes()[n].Annotations[v1alpha1.AnnotationCordonedFor])
 	}
-	tn.run(time.Hour+time.Minute, cordoned)
+	tn.run(time.Hour+4*time.Minute, cordoned)
 	require.Equal(t, machine.RotFailed, tn.phase())
 	require.Equal(t, string(machine.Replacing), tn.get().Status.Rotations[0].FailedIn)
 	tn.calls = nil
-	tn.run(2*time.Hour, cordoned)
+	tn.run(90*time.Minute, cordoned)
 	require.Contains(t, tn.calls, "replace "+n)
 	require.NotContains(t, tn.calls, "surge "+n, "there is room already")
 	tn.stuck = false
@@ -220,8 +220,8 @@ func TestAMachineThatWasToldToGoStaysCordoned(t *testing.T) {
 
 	tn, n = old(t, nil)
 	tn.node("z1")
-	tn.stuck, tn.step = true, 30*time.Second
-	tn.run(time.Hour+2*time.Minute, tn.replace)
+	tn.stuck, tn.step = true, 3*time.Minute
+	tn.run(time.Hour+10*time.Minute, tn.replace)
 	require.Equal(t, machine.RotFailed, tn.phase())
 	require.NoError(t, tn.c.Delete(t.Context(), tn.get()))
 	_, err := tn.reconcile()
