@@ -48,6 +48,8 @@ type Reconciler struct {
 	Namespace string
 	// Limits of the ledger; what concerns policies is filled in.
 	Limits ledger.Limits
+	// Machines are the providers (Karpenter, ClusterAPI) whose objects in the cluster may be used; nil means all.
+	Machines []v1alpha1.MachineProvider
 	// Providers replaces the providers of machines. For tests.
 	Providers func(*v1alpha1.NodePolicy) (machine.Provider, error)
 

@@ -324,6 +324,25 @@ func TestBadSpecsAreSaid(t *testing.T) {
 	}
 }
 
+// A provider that the operator has no permission for is not asked; its policy says why nothing happens.
+func TestAProviderThatIsTurnedOff(t *testing.T) {
+	tn, _ := old(t, nil)
+	tn.r.Providers, tn.r.Machines = nil, []v1alpha1.MachineProvider{v1alpha1.MachineClusterAPI}
+	_, err := tn.reconcile()
+	require.ErrorContains(t, err, "may not use machines of Karpenter")
+	c := meta.FindStatusCondition(tn.get().Status.Conditions, v1alpha1.ConditionReady)
+	require.Equal(t, "NoProvider", c.Reason)
+	require.Contains(t, c.Message, "--machines")
+	for kind, machines := range map[v1alpha1.MachineProvider][]v1alpha1.MachineProvider{
+		v1alpha1.MachineKarpenter: nil, v1alpha1.MachineClusterAPI: {v1alpha1.MachineClusterAPI}, v1alpha1.MachineNone: {},
+	} {
+		tn.r.Machines = machines
+		p, err := tn.r.provider(t.Context(), &v1alpha1.NodePolicy{Spec: v1alpha1.NodePolicySpec{Machine: v1alpha1.MachineSpec{Provider: kind}}})
+		require.NoError(t, err)
+		require.Equal(t, string(kind), p.Name())
+	}
+}
+
 func TestBudgets(t *testing.T) {
 	for text, want := range map[string]int{"10%": 1, "11%": 2, "0%": 0, "100%": 10, "3": 3} {
 		b := intstr.Parse(text)
