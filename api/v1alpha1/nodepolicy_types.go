@@ -172,7 +172,8 @@ type NodePolicyStatus struct {
 	// PerDay is the rate at which ages ask for new nodes, for people.
 	// +optional
 	PerDay string `json:"perDay,omitempty"`
-	// Rotations under way, and those that ended within the last hour.
+	// Rotations under way, those that ended within the last hour, and the last 50 that ended within the last seven days: what
+	// they took says how early the next have to begin.
 	// +optional
 	// +listType=map
 	// +listMapKey=node

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	crconfig "sigs.k8s.io/controller-runtime/pkg/config"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
+	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/controller"
 )
 
@@ -51,6 +53,7 @@ func newOperator() *cobra.Command {
 	f.StringVar(&o.healthAddress, "health-address", ":8081", "address of /healthz and /readyz")
 	f.StringVar(&o.Evictions.Namespace, "webhook-namespace", os.Getenv("POD_NAMESPACE"), "namespace of the Service of the webhook that hears of drains (POD_NAMESPACE); empty turns it off")
 	f.IntVar(&o.Evictions.Port, "webhook-port", 9443, "port of that webhook")
+	f.Var((*machines)(&o.Machines), "machines", "whose machines the operator may read and remove: karpenter, clusterapi, both, or neither (default: both)")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.BoolVar(&o.leaderElection, "leader-election", true, "elect a leader among replicas; emergencies do not wait for it")
 	f.StringVar(&o.leaderNamespace, "leader-namespace", os.Getenv("POD_NAMESPACE"), "namespace of the leader's Lease (POD_NAMESPACE)")
@@ -154,4 +157,44 @@ func hostname() string {
 		return "operator"
 	}
 	return name
+}
+
+// machines is the flag of the providers whose objects the operator may use.
+type machines []v1alpha1.MachineProvider
+
+// providers are the words of that flag.
+func providers() map[string]v1alpha1.MachineProvider {
+	return map[string]v1alpha1.MachineProvider{"karpenter": v1alpha1.MachineKarpenter, "clusterapi": v1alpha1.MachineClusterAPI}
+}
+
+// String implements pflag.Value.
+func (m *machines) String() string {
+	var words []string
+	for word, p := range providers() {
+		if slices.Contains(*m, p) {
+			words = append(words, word)
+		}
+	}
+	slices.Sort(words)
+	return strings.Join(words, ",")
+}
+
+// Type implements pflag.Value.
+func (*machines) Type() string { return "whose" }
+
+// Set implements pflag.Value. The empty string is nobody, which is not what the flag's absence is.
+func (m *machines) Set(s string) error {
+	out := machines{}
+	for word := range strings.SplitSeq(s, ",") {
+		if word == "" {
+			continue
+		}
+		p, ok := providers()[word]
+		if !ok {
+			return fmt.Errorf("%q is neither karpenter nor clusterapi", word)
+		}
+		out = append(out, p)
+	}
+	*m = out
+	return nil
 }

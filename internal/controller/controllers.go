@@ -66,6 +66,9 @@ type Options struct {
 	Agents shard.Agents
 	// Evictions is the webhook that hears of drains. Without a namespace it is not served.
 	Evictions evictions.Options
+	// Machines are the providers (Karpenter, ClusterAPI) whose objects in the cluster the operator may use; nil means all.
+	// Others are never asked: without the permission every question fails.
+	Machines []v1alpha1.MachineProvider
 	// Stream watches an agent; nil means over the network.
 	Stream observer.Stream
 	// Keep says where evidence and the flight recorder's trails are kept; nil keeps none.

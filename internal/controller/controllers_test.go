@@ -57,6 +57,19 @@ func TestTheFreezeSwitchSaysWhy(t *testing.T) {
 	require.Contains(t, frozen(ledger.Limits{Freeze: ledger.FreezeAll}), "no reason given")
 }
 
+// What the operator has no permission for is not asked.
+func TestOnlyMachinesThatMayBeUsedAreAsked(t *testing.T) {
+	names := func(o Options) (out []string) {
+		for _, p := range o.machines(nil) {
+			out = append(out, p.Name())
+		}
+		return out
+	}
+	require.Equal(t, []string{"Karpenter", "ClusterAPI"}, names(Options{}))
+	require.Equal(t, []string{"ClusterAPI"}, names(Options{Machines: []v1alpha1.MachineProvider{v1alpha1.MachineClusterAPI}}))
+	require.Empty(t, names(Options{Machines: []v1alpha1.MachineProvider{}}))
+}
+
 func TestTheSchemeKnowsOurKinds(t *testing.T) {
 	s := Scheme()
 	for _, kind := range []string{"Database", "Shard", "Reparent", "Replacement", "NodePolicy"} {

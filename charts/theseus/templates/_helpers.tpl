@@ -21,3 +21,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- define "theseus.evidenceShared" -}}
 {{- if or .Values.evidence.volume (and .Values.evidence.bucket (not (hasPrefix "file:" .Values.evidence.bucket))) -}}true{{- else -}}false{{- end -}}
 {{- end -}}
+
+{{/* Whose machines the operator may use: what rbac.yaml permits. */}}
+{{- define "theseus.machines" -}}
+{{- $whose := list -}}
+{{- if .Values.machines.karpenter -}}{{- $whose = append $whose "karpenter" -}}{{- end -}}
+{{- if .Values.machines.clusterAPI -}}{{- $whose = append $whose "clusterapi" -}}{{- end -}}
+{{- join "," $whose -}}
+{{- end -}}

@@ -37,8 +37,9 @@ type Reconciler struct {
 	Client   client.Client
 	Recorder events.EventRecorder
 	Clock    clock.WithTicker
-	// Machines are asked whether the machine under a node is being removed. Those the cluster does not have say
-	// ErrNotMine.
+	// Machines are asked whether the machine under a node is being removed, and their objects are watched. Those the cluster
+	// does not have say ErrNotMine. Those that the operator may not read must not be here: to ask them fails, and a watch that
+	// never begins ends the manager. Drains by taint need none of them.
 	Machines []machine.Provider
 }
 
@@ -61,7 +62,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 	})); err != nil {
 		return err
 	}
-	return mgr.Add(&marks{controller: c, mgr: mgr, clock: r.Clock})
+	return mgr.Add(&marks{controller: c, mgr: mgr, clock: r.Clock, kinds: kinds(r.Machines)})
 }
 
 // nodeChanged ignores what kubelets report every few seconds.

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	"theseus.dev/theseus/internal/machine"
 	"theseus.dev/theseus/internal/machine/clusterapi"
 	"theseus.dev/theseus/internal/machine/karpenter"
 )
@@ -27,6 +28,21 @@ type marks struct {
 	controller controller.Controller
 	mgr        ctrl.Manager
 	clock      clock.WithTicker
+	kinds      []schema.GroupVersionKind
+}
+
+// kinds of the objects of those providers that have some.
+func kinds(machines []machine.Provider) []schema.GroupVersionKind {
+	var out []schema.GroupVersionKind
+	for _, p := range machines {
+		switch p.(type) {
+		case karpenter.Provider:
+			out = append(out, karpenter.GVK)
+		case clusterapi.Provider:
+			out = append(out, clusterapi.GVK)
+		}
+	}
+	return out
 }
 
 // lookInterval is how often it is looked for kinds that were not there.
@@ -34,7 +50,7 @@ const lookInterval = time.Minute
 
 // Start implements manager.Runnable.
 func (w *marks) Start(ctx context.Context) error {
-	missing := []schema.GroupVersionKind{karpenter.GVK, clusterapi.GVK}
+	missing := w.kinds
 	ticker := w.clock.NewTicker(lookInterval)
 	defer ticker.Stop()
 	for len(missing) > 0 {

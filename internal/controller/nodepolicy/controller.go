@@ -50,6 +50,8 @@ type Reconciler struct {
 	Namespaces []string
 	// Limits of the ledger; what concerns policies is filled in.
 	Limits ledger.Limits
+	// Machines are the providers (Karpenter, ClusterAPI) whose objects in the cluster may be used; nil means all.
+	Machines []v1alpha1.MachineProvider
 	// Providers replaces the providers of machines. For tests.
 	Providers func(*v1alpha1.NodePolicy) (machine.Provider, error)
 
@@ -192,9 +194,7 @@ func (r *Reconciler) unready(ctx context.Context, w *world, reason string, why e
 // work is one look at a policy that is in order. It says when to look again.
 func (r *Reconciler) work(ctx context.Context, w *world, provider machine.Provider) (time.Duration, error) {
 	p, now := w.policy, r.Clock.Now()
-	p.Status.Rotations = slices.DeleteFunc(p.Status.Rotations, func(rot v1alpha1.NodeRotation) bool {
-		return !underWay(&rot) && now.Sub(rot.FinishedAt.Time) > keepFinished && !(toldToGo(&rot) && w.exists(&rot))
-	})
+	p.Status.Rotations = forgotten(p.Status.Rotations, w.exists, now)
 	limits := r.Limits
 	limits.PerPolicy = map[string]int{p.Name: budget(p, len(w.mine))}
 	plan, err := makePlan(p, w.mine, r.account(w, limits).FrozenZones(), now)

@@ -201,19 +201,19 @@ func TestADeletedPolicyLetsGo(t *testing.T) {
 func TestAMachineThatWasToldToGoStaysCordoned(t *testing.T) {
 	tn, n := old(t, nil)
 	tn.node("z1")
-	tn.stuck, tn.step = true, 30*time.Second
-	tn.run(time.Minute, tn.replace)
+	tn.stuck, tn.step = true, 3*time.Minute
+	tn.run(7*time.Minute, tn.replace)
 	require.Equal(t, machine.Replacing, tn.phase())
 	cordoned := func() {
 		tn.replace()
 		require.True(t, tn.nodes()[n].Spec.Unschedulable, "%+v", tn.get().Status.Rotations)
 		require.Equal(t, "p", tn.nodes()[n].Annotations[v1alpha1.AnnotationCordonedFor])
 	}
-	tn.run(time.Hour+time.Minute, cordoned)
+	tn.run(time.Hour+4*time.Minute, cordoned)
 	require.Equal(t, machine.RotFailed, tn.phase())
 	require.Equal(t, string(machine.Replacing), tn.get().Status.Rotations[0].FailedIn)
 	tn.calls = nil
-	tn.run(2*time.Hour, cordoned)
+	tn.run(90*time.Minute, cordoned)
 	require.Contains(t, tn.calls, "replace "+n)
 	require.NotContains(t, tn.calls, "surge "+n, "there is room already")
 	tn.stuck = false
@@ -222,8 +222,8 @@ func TestAMachineThatWasToldToGoStaysCordoned(t *testing.T) {
 
 	tn, n = old(t, nil)
 	tn.node("z1")
-	tn.stuck, tn.step = true, 30*time.Second
-	tn.run(time.Hour+2*time.Minute, tn.replace)
+	tn.stuck, tn.step = true, 3*time.Minute
+	tn.run(time.Hour+10*time.Minute, tn.replace)
 	require.Equal(t, machine.RotFailed, tn.phase())
 	require.NoError(t, tn.c.Delete(t.Context(), tn.get()))
 	_, err := tn.reconcile()
@@ -357,6 +357,25 @@ func TestBadSpecsAreSaid(t *testing.T) {
 			require.ErrorContains(t, err, tc.want)
 			require.Contains(t, meta.FindStatusCondition(tn.get().Status.Conditions, v1alpha1.ConditionReady).Message, tc.want)
 		})
+	}
+}
+
+// A provider that the operator has no permission for is not asked; its policy says why nothing happens.
+func TestAProviderThatIsTurnedOff(t *testing.T) {
+	tn, _ := old(t, nil)
+	tn.r.Providers, tn.r.Machines = nil, []v1alpha1.MachineProvider{v1alpha1.MachineClusterAPI}
+	_, err := tn.reconcile()
+	require.ErrorContains(t, err, "may not use machines of Karpenter")
+	c := meta.FindStatusCondition(tn.get().Status.Conditions, v1alpha1.ConditionReady)
+	require.Equal(t, "NoProvider", c.Reason)
+	require.Contains(t, c.Message, "--machines")
+	for kind, machines := range map[v1alpha1.MachineProvider][]v1alpha1.MachineProvider{
+		v1alpha1.MachineKarpenter: nil, v1alpha1.MachineClusterAPI: {v1alpha1.MachineClusterAPI}, v1alpha1.MachineNone: {},
+	} {
+		tn.r.Machines = machines
+		p, err := tn.r.provider(t.Context(), &v1alpha1.NodePolicy{Spec: v1alpha1.NodePolicySpec{Machine: v1alpha1.MachineSpec{Provider: kind}}})
+		require.NoError(t, err)
+		require.Equal(t, string(kind), p.Name())
 	}
 }
 

@@ -16,8 +16,40 @@ import (
 	"theseus.dev/theseus/internal/machine"
 )
 
-// keepFinished is how long a rotation that ended is shown, and counts for the rate of starts.
-const keepFinished = time.Hour
+// How long rotations that ended are kept: all for an hour, in which they count for the rate of starts and keep failed nodes
+// and zones at rest; and the last keptFinished of them for keepFinished, because what they took is the measure of how early
+// the next have to begin. Their messages are clipped, so that all of them together stay small beside what an object may be.
+const (
+	keepAll      = time.Hour
+	keepFinished = 7 * 24 * time.Hour
+	keptFinished = 50
+	longest      = 512
+)
+
+// forgotten leaves away the rotations that need not be kept any longer.
+func forgotten(rotations []v1alpha1.NodeRotation, exists func(*v1alpha1.NodeRotation) bool, now time.Time) []v1alpha1.NodeRotation {
+	var ended []time.Time
+	for i := range rotations {
+		if !underWay(&rotations[i]) {
+			ended = append(ended, rotations[i].FinishedAt.Time)
+		}
+	}
+	after := now.Add(-keepFinished)
+	if len(ended) > keptFinished {
+		slices.SortFunc(ended, func(a, b time.Time) int { return b.Compare(a) })
+		after = later(after, ended[keptFinished])
+	}
+	return slices.DeleteFunc(rotations, func(r v1alpha1.NodeRotation) bool {
+		return !underWay(&r) && !r.FinishedAt.After(after) && now.Sub(r.FinishedAt.Time) > keepAll && !(toldToGo(&r) && exists(&r))
+	})
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
 
 // retryAfter is how long a node is left alone after its rotation failed: a forty-eighth of the maximum age, from 10 s to
 // an hour.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -27,7 +28,11 @@ func (r *Reconciler) provider(ctx context.Context, p *v1alpha1.NodePolicy) (mach
 	if r.Providers != nil {
 		return r.Providers(p)
 	}
-	switch p.Spec.Machine.Provider {
+	kind := p.Spec.Machine.Provider
+	if (kind == v1alpha1.MachineKarpenter || kind == v1alpha1.MachineClusterAPI) && r.Machines != nil && !slices.Contains(r.Machines, kind) {
+		return nil, fmt.Errorf("the operator may not use machines of %s: allow it with the chart's value machines (the flag --machines)", kind)
+	}
+	switch kind {
 	case v1alpha1.MachineKarpenter:
 		return karpenter.Provider{Client: r.Client}, nil
 	case v1alpha1.MachineClusterAPI:

@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/clip"
 	"theseus.dev/theseus/internal/controller/request"
 	"theseus.dev/theseus/internal/machine"
 )
@@ -126,6 +127,7 @@ func (t *rotation) look(ctx context.Context, wanted bool) (machine.Seen, error) 
 // store writes the rotation into the policy's status before anything is done about it.
 func (t *rotation) store(ctx context.Context, rot machine.Rotation) error {
 	s := t.stored()
+	rot.Message = clip.Bytes(rot.Message, longest)
 	finish := rot.Phase.Finished() && s.FinishedAt == nil
 	same := s.Phase == string(rot.Phase) && s.Message == rot.Message && s.Machine == t.machine.ID && s.MachineUID == t.machine.UID
 	if same && !finish {

@@ -34,8 +34,11 @@ const (
 	// terminationTime on a NodeClaim is when it goes, drained or not (RFC 3339).
 	terminationTime = "karpenter.sh/nodeclaim-termination-timestamp"
 	labelNodePool   = "karpenter.sh/nodepool"
-	// heldBy marks a do-not-disrupt that is ours to take back.
+	// heldBy marks a node that is held, and says whether its do-not-disrupt is ours to take back: "true", or "kept" when
+	// there was one before.
 	heldBy = "theseus.dev/held"
+	ours   = "true"
+	kept   = "kept"
 )
 
 // GVK of NodeClaims.
@@ -57,7 +60,7 @@ func (p Provider) Find(ctx context.Context, node *corev1.Node) (machine.Machine,
 	}
 	m := machine.Machine{
 		ID: claim.GetName(), UID: string(claim.GetUID()), Node: node.Name, NodeUID: string(node.UID),
-		CreatedAt: claim.GetCreationTimestamp().Time, Held: node.Annotations[heldBy] == "true" && node.Annotations[DoNotDisrupt] == "true",
+		CreatedAt: claim.GetCreationTimestamp().Time, Held: node.Annotations[heldBy] != "" && node.Annotations[DoNotDisrupt] == "true",
 	}
 	if claim.GetDeletionTimestamp() != nil {
 		m.Removing, m.Why = true, "its NodeClaim is being deleted"
@@ -144,13 +147,13 @@ func disruptionReason(claim *unstructured.Unstructured) string {
 }
 
 // Hold keeps Karpenter from removing the node of its own accord. It does not keep it from finishing what has begun: there
-// the instances' Pods do, until they are moved off.
+// the instances' Pods do, until they are moved off. What a person has annotated stays theirs.
 func (p Provider) Hold(ctx context.Context, m machine.Machine) error {
 	return p.annotate(ctx, m, func(a map[string]string) {
 		if a[DoNotDisrupt] != "true" {
-			a[DoNotDisrupt], a[heldBy] = "true", "true"
+			a[DoNotDisrupt], a[heldBy] = "true", ours
 		} else if a[heldBy] == "" {
-			a[heldBy] = "true"
+			a[heldBy] = kept
 		}
 	})
 }
@@ -158,10 +161,10 @@ func (p Provider) Hold(ctx context.Context, m machine.Machine) error {
 // Release takes back what Hold did.
 func (p Provider) Release(ctx context.Context, m machine.Machine) error {
 	return p.annotate(ctx, m, func(a map[string]string) {
-		if a[heldBy] == "true" {
+		if a[heldBy] == ours {
 			delete(a, DoNotDisrupt)
-			delete(a, heldBy)
 		}
+		delete(a, heldBy)
 	})
 }
 

@@ -113,6 +113,43 @@ func TestHoldAndRelease(t *testing.T) {
 	require.NotContains(t, read().Annotations, DoNotDisrupt, "a node of the same name is left alone")
 }
 
+// A do-not-disrupt that was there before is a person's: holding the node is certain of it, and releasing leaves it.
+func TestAPersonsAnnotationStays(t *testing.T) {
+	theirs := node("node-c", "")
+	theirs.Annotations = map[string]string{DoNotDisrupt: "true"}
+	p := provider(claim("c", nil), theirs)
+	read := func() *corev1.Node {
+		var n corev1.Node
+		require.NoError(t, p.Client.Get(ctx, client.ObjectKey{Name: "node-c"}, &n))
+		return &n
+	}
+	m, err := p.Find(ctx, read())
+	require.NoError(t, err)
+	require.False(t, m.Held, "not by us")
+	for range 2 {
+		require.NoError(t, p.Hold(ctx, m))
+		m, err = p.Find(ctx, read())
+		require.NoError(t, err)
+		require.True(t, m.Held)
+	}
+	for range 2 {
+		require.NoError(t, p.Release(ctx, m))
+		require.Equal(t, map[string]string{DoNotDisrupt: "true"}, read().Annotations)
+	}
+
+	require.NoError(t, p.Hold(ctx, m))
+	n := read()
+	delete(n.Annotations, DoNotDisrupt) // they take it back while the node is held
+	require.NoError(t, p.Client.Update(ctx, n))
+	m, err = p.Find(ctx, read())
+	require.NoError(t, err)
+	require.False(t, m.Held)
+	require.NoError(t, p.Hold(ctx, m))
+	require.Equal(t, "true", read().Annotations[DoNotDisrupt])
+	require.NoError(t, p.Release(ctx, m))
+	require.Empty(t, read().Annotations, "now it was ours")
+}
+
 func TestReplaceDeletesThisNodeClaimOnly(t *testing.T) {
 	p := provider(claim("c", nil), claim("d", nil))
 	m, err := p.Find(ctx, node("node-c", ""))
