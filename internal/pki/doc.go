@@ -8,6 +8,9 @@
 //  2. promote: the next authority signs; all leaves are issued anew; the old one stays in the bundle
 //  3. forget: an authority past its end leaves the bundle
 //
+// When the authority that signs is lost, its successor begins at once, with what the lost one signed trusted beside it, and
+// existing leaves are issued anew only once its certificate has been published for as long as in a rotation.
+//
 // Everything here is values in, values out; the only I/O is reading randomness. Where the values are kept (Secrets)
 // is the business of package controller.
 package pki

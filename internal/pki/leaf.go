@@ -81,14 +81,15 @@ func (l *Leaf) TLS() (tls.Certificate, error) {
 
 // Stale says why the leaf in certPEM must be issued anew for r, and "" while it need not be: another signer signs
 // now, half its life is over, or it certifies something else. Half, not more: an operator that was down for two
-// weeks must still be in time.
+// weeks must still be in time. A signer that took a lost one's place has not been published before it signs: what the lost
+// one signed stays in use for Overlap, until everybody has heard of the new one.
 func (s *Set) Stale(certPEM []byte, r Request, now time.Time) string {
 	certs, err := ParseCertificates(certPEM)
 	if err != nil || len(certs) != 1 {
 		return "Unreadable"
 	}
 	cert := certs[0]
-	if cert.CheckSignatureFrom(s.Signer.Certificate) != nil {
+	if cert.CheckSignatureFrom(s.Signer.Certificate) != nil && (!now.Before(promoteAt(s.Signer)) || !s.trusts(cert)) {
 		return "SignerChanged"
 	}
 	if !now.Before(RenewAt(cert)) {
@@ -103,6 +104,11 @@ func (s *Set) Stale(certPEM []byte, r Request, now time.Time) string {
 		return "IdentityChanged"
 	}
 	return ""
+}
+
+// trusts reports whether a former signer signed the certificate.
+func (s *Set) trusts(cert *x509.Certificate) bool {
+	return slices.ContainsFunc(s.Trusted, func(a *Authority) bool { return cert.CheckSignatureFrom(a.Certificate) == nil })
 }
 
 // RenewAt is when a leaf is issued anew: half-way through its life.

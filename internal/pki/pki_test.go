@@ -128,6 +128,43 @@ func TestRotationKeepsEverybodyConnected(t *testing.T) {
 	require.Greater(t, len(signers), 3)
 }
 
+// TestALostAuthorityIsSucceeded: nobody can introduce the next authority when the one that signs is lost. What it signed goes
+// on, beside the new one, which signs for those who exist once they had the time to hear of it.
+func TestALostAuthorityIsSucceeded(t *testing.T) {
+	lost, err := NewSet("db", start)
+	require.NoError(t, err)
+	leaf, err := lost.Issue(agent(), start)
+	require.NoError(t, err)
+	now := start.Add(10 * 24 * time.Hour)
+	set, err := NewSet("db", now)
+	require.NoError(t, err)
+	require.Equal(t, "SignerChanged", set.Stale(leaf.CertificatePEM, agent(), now), "nothing is known of the old one")
+	require.NoError(t, set.Trust(lost.Bundle(), now))
+	require.NoError(t, set.Trust(lost.Bundle(), now))
+	require.NoError(t, set.Trust(set.Bundle(), now))
+	require.Len(t, set.Trusted, 1, "once, and not itself")
+	data, err := set.Data()
+	require.NoError(t, err)
+	set, err = ParseSet(data)
+	require.NoError(t, err)
+
+	require.NoError(t, verify(t, set.Bundle(), leaf, now))
+	require.Empty(t, set.Stale(leaf.CertificatePEM, agent(), now.Add(Overlap-time.Minute)), "others may not know the new one yet")
+	other := agent()
+	other.DNSNames = []string{"c"}
+	require.Equal(t, "IdentityChanged", set.Stale(leaf.CertificatePEM, other, now))
+	require.Equal(t, "SignerChanged", set.Stale(leaf.CertificatePEM, agent(), now.Add(Overlap)))
+
+	fresh, err := set.Issue(agent(), now.Add(Overlap))
+	require.NoError(t, err)
+	require.NoError(t, verify(t, set.Bundle(), fresh, now.Add(Overlap)))
+	require.Error(t, set.Trust([]byte("junk"), now))
+	ended, err := NewSet("db", now)
+	require.NoError(t, err)
+	require.NoError(t, ended.Trust(lost.Bundle(), lost.Signer.Certificate.NotAfter))
+	require.Empty(t, ended.Trusted, "it has ended")
+}
+
 func TestParseSetRefusesDamage(t *testing.T) {
 	set, err := NewSet("db", start)
 	require.NoError(t, err)

@@ -20,36 +20,84 @@ import (
 	"theseus.dev/theseus/internal/pki"
 )
 
+// Did is what EnsureAuthority did; the zero value is nothing.
+type Did struct {
+	// Kind of the event that tells it, and What, in words.
+	Kind, What string
+}
+
 // EnsureAuthority makes the authority of the database, or takes the next step of its rotation when that is due. It
-// returns the authority and says what it did ("" for nothing). A Secret that cannot be read is an error: replacing it
-// would cut off every process that trusts it.
-func EnsureAuthority(ctx context.Context, c client.Client, live client.Reader, db *v1alpha1.Database, now time.Time) (set *pki.Set, did string, err error) {
+// returns the authority and what it did. A Secret that cannot be read is an error: replacing it would lose what it still has.
+func EnsureAuthority(ctx context.Context, c client.Client, live client.Reader, db *v1alpha1.Database, now time.Time) (*pki.Set, Did, error) {
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: db.Namespace, Name: names.Authority(db.Name)}}
-	err = c.Get(ctx, client.ObjectKeyFromObject(secret), secret)
+	err := c.Get(ctx, client.ObjectKeyFromObject(secret), secret)
 	if apierrors.IsNotFound(err) {
-		if set, err = pki.NewSet(db.Name, now); err != nil {
-			return nil, "", err
-		}
-		return set, "made the certificate authority", create(ctx, c, live, db, secret, set)
+		return begin(ctx, c, live, db, secret, now)
 	}
 	if err != nil {
-		return nil, "", err
+		return nil, Did{}, err
 	}
 	if !metav1.IsControlledBy(secret, db) {
-		return nil, "", &owned.TakenError{Kind: "Secret", Name: secret.Name}
+		return nil, Did{}, &owned.TakenError{Kind: "Secret", Name: secret.Name}
 	}
-	if set, err = pki.ParseSet(secret.Data); err != nil {
-		return nil, "", fmt.Errorf("Secret %s is damaged, restore it or delete it to cut all connections and begin anew: %w", secret.Name, err)
+	set, err := pki.ParseSet(secret.Data)
+	if err != nil {
+		return nil, Did{}, fmt.Errorf("Secret %s is damaged: restore it, or delete it to have a new authority made beside which the old one's certificates go on: %w", secret.Name, err)
 	}
 	changed, err := set.Step(now)
 	if err != nil || !changed {
-		return set, "", err
+		return set, Did{}, err
 	}
 	if secret.Data, err = set.Data(); err != nil {
-		return nil, "", err
+		return nil, Did{}, err
 	}
 	// Update compares resource versions: two operators cannot both take the step.
-	return set, "rotated the certificate authority by one step", c.Update(ctx, secret)
+	return set, Did{corev1.EventTypeNormal, "rotated the certificate authority by one step"}, c.Update(ctx, secret)
+}
+
+// begin makes the authority of a database. When the database has shards it is not the first: somebody deleted that. Its key
+// is lost, but its certificate is in every shard's Secret, and stays trusted: Pods that run and clients go on.
+func begin(ctx context.Context, c client.Client, live client.Reader, db *v1alpha1.Database, secret *corev1.Secret, now time.Time) (*pki.Set, Did, error) {
+	set, err := pki.NewSet(db.Name, now)
+	if err != nil {
+		return nil, Did{}, err
+	}
+	shards, err := trustSurvivors(ctx, c, db, set, now)
+	if err != nil {
+		return nil, Did{}, err
+	}
+	did := Did{corev1.EventTypeNormal, "made the certificate authority"}
+	switch {
+	case shards > 0 && len(set.Trusted) > 0:
+		did = Did{corev1.EventTypeWarning, fmt.Sprintf("Secret %s was gone: made a new certificate authority; what the old one signed is trusted until it ends, clients need the new ca.crt within %.0f hours", secret.Name, pki.Overlap.Hours())}
+	case shards > 0:
+		did = Did{corev1.EventTypeWarning, fmt.Sprintf("Secret %s was gone, and no shard has its certificate any more: made a new certificate authority; connections fail until both sides have loaded it, clients need the new ca.crt", secret.Name)}
+	}
+	return set, did, create(ctx, c, live, db, secret, set)
+}
+
+// trustSurvivors has set trust whom the agents of the database's shards trust, and says how many shards there are.
+func trustSurvivors(ctx context.Context, c client.Client, db *v1alpha1.Database, set *pki.Set, now time.Time) (shards int, err error) {
+	list := &v1alpha1.ShardList{}
+	if err := c.List(ctx, list, client.InNamespace(db.Namespace), client.MatchingLabels{v1alpha1.LabelDatabase: db.Name}); err != nil {
+		return 0, err
+	}
+	for i := range list.Items {
+		sh := &list.Items[i]
+		if !metav1.IsControlledBy(sh, db) {
+			continue
+		}
+		shards++
+		leaf := &corev1.Secret{}
+		err := c.Get(ctx, types.NamespacedName{Namespace: sh.Namespace, Name: names.AgentTLS(sh.Name)}, leaf)
+		if client.IgnoreNotFound(err) != nil {
+			return shards, err
+		}
+		if err == nil && metav1.IsControlledBy(leaf, sh) {
+			_ = set.Trust(leaf.Data[pki.KeyBundle], now) // one that is damaged is as good as none
+		}
+	}
+	return shards, nil
 }
 
 func create(ctx context.Context, c client.Client, live client.Reader, db *v1alpha1.Database, secret *corev1.Secret, set *pki.Set) error {

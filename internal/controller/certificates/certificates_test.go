@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
+	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/agentapi"
@@ -53,7 +54,7 @@ func TestALeafIsIssuedAndRenewed(t *testing.T) {
 	c, db, sh := objects(t)
 	set, did, err := EnsureAuthority(ctx, c, c, db, start)
 	require.NoError(t, err)
-	require.NotEmpty(t, did)
+	require.Equal(t, Did{corev1.EventTypeNormal, "made the certificate authority"}, did)
 	renew, err := EnsureLeaf(ctx, c, c, sh, "db-0-agent-tls", set, request(), start)
 	require.NoError(t, err)
 	require.WithinDuration(t, start.Add(pki.LeafLifetime/2), renew, time.Hour)
@@ -97,6 +98,80 @@ func TestAYearAndAHalf(t *testing.T) {
 		require.Empty(t, set.Stale(data["tls.crt"], request(), now))
 	}
 	require.GreaterOrEqual(t, len(bundles), 4, "introduced, promoted, forgotten")
+}
+
+// TestADeletedAuthority: its key is lost, but nobody who has a certificate of it is cut off: neither agents nor the operator,
+// whichever of them hears of the new one first.
+func TestADeletedAuthority(t *testing.T) {
+	ctx := t.Context()
+	c, db, sh := objects(t)
+	sh.Labels = map[string]string{v1alpha1.LabelDatabase: "db"}
+	require.NoError(t, controllerutil.SetControllerReference(db, sh, c.Scheme()))
+	require.NoError(t, c.Update(ctx, sh))
+	clock := clocktesting.NewFakePassiveClock(start)
+	identities := NewIdentities(c, clock)
+	set, _, err := EnsureAuthority(ctx, c, c, db, start)
+	require.NoError(t, err)
+	_, err = EnsureLeaf(ctx, c, c, sh, "db-0-agent-tls", set, request(), start)
+	require.NoError(t, err)
+	before := read(t, c, "db-0-agent-tls")
+	authority := &corev1.Secret{}
+	require.NoError(t, c.Get(ctx, types.NamespacedName{Namespace: "ns", Name: "db-ca"}, authority))
+	authority.Annotations = map[string]string{"a": "b"}
+	require.NoError(t, c.Update(ctx, authority), "the fake API server counts the versions of each object from one")
+	operator, err := identities.ForDatabase(ctx, "ns", "db")
+	require.NoError(t, err)
+
+	now := start.Add(24 * time.Hour)
+	clock.SetTime(now)
+	require.NoError(t, c.Delete(ctx, authority))
+	set, did, err := EnsureAuthority(ctx, c, c, db, now)
+	require.NoError(t, err)
+	require.Equal(t, corev1.EventTypeWarning, did.Kind)
+	require.Contains(t, did.What, "Secret db-ca was gone")
+	require.Contains(t, string(set.Bundle()), string(before[pki.KeyBundle]), "the old one is trusted")
+	_, err = EnsureLeaf(ctx, c, c, sh, "db-0-agent-tls", set, request(), now)
+	require.NoError(t, err)
+	after := read(t, c, "db-0-agent-tls")
+	require.Equal(t, before[pki.KeyCertificate], after[pki.KeyCertificate], "as long as others may not know the new one")
+	require.Equal(t, set.Bundle(), after[pki.KeyBundle])
+	again, err := identities.ForDatabase(ctx, "ns", "db")
+	require.NoError(t, err)
+	require.Equal(t, leafOf(t, operator), leafOf(t, again), "what agents with the old bundle accept")
+	require.NotSame(t, operator, again, "which accepts the leaves of the new one, too")
+
+	now = now.Add(pki.Overlap)
+	set, did, err = EnsureAuthority(ctx, c, c, db, now)
+	require.NoError(t, err)
+	require.Zero(t, did)
+	_, err = EnsureLeaf(ctx, c, c, sh, "db-0-agent-tls", set, request(), now)
+	require.NoError(t, err)
+	require.NotEqual(t, before[pki.KeyCertificate], read(t, c, "db-0-agent-tls")[pki.KeyCertificate])
+}
+
+func TestADeletedAuthorityOfWhichNothingIsLeft(t *testing.T) {
+	c, db, sh := objects(t)
+	sh.Labels = map[string]string{v1alpha1.LabelDatabase: "db"}
+	require.NoError(t, controllerutil.SetControllerReference(db, sh, c.Scheme()))
+	require.NoError(t, c.Update(t.Context(), sh))
+	// Not the shard's: what is in it is nobody to trust.
+	stranger, err := pki.NewSet("stranger", start)
+	require.NoError(t, err)
+	require.NoError(t, c.Create(t.Context(), &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "db-0-agent-tls"}, Data: map[string][]byte{pki.KeyBundle: stranger.Bundle()},
+	}))
+	set, did, err := EnsureAuthority(t.Context(), c, c, db, start)
+	require.NoError(t, err)
+	require.Empty(t, set.Trusted)
+	require.Equal(t, corev1.EventTypeWarning, did.Kind)
+	require.Contains(t, did.What, "no shard has its certificate any more")
+}
+
+func leafOf(t *testing.T, id agentapi.Identity) []byte {
+	t.Helper()
+	cert, err := id.Certificate()
+	require.NoError(t, err)
+	return cert.Certificate[0]
 }
 
 func TestADamagedAuthorityIsNotReplaced(t *testing.T) {

@@ -30,6 +30,7 @@ type Identities struct {
 type cached struct {
 	version  string // resourceVersion of the authority's Secret
 	until    time.Time
+	leaf     *pki.Leaf
 	identity agentapi.Identity
 }
 
@@ -57,28 +58,35 @@ func (i *Identities) ForDatabase(ctx context.Context, namespace, database string
 	now := i.clock.Now()
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if have, ok := i.cache[key]; ok && have.version == secret.ResourceVersion && now.Before(have.until) {
+	have := i.cache[key]
+	if have.identity != nil && have.version == secret.ResourceVersion && now.Before(have.until) {
 		return have.identity, nil
 	}
 	set, err := pki.ParseSet(secret.Data)
 	if err != nil {
 		return nil, fmt.Errorf("authority of database %s/%s: %w", namespace, database, err)
 	}
+	// As the shards' leaves: one that is still good is kept, so that an authority made in the place of a lost one does not sign
+	// for us before the agents have heard of it.
+	if have.leaf == nil || set.Stale(have.leaf.CertificatePEM, operatorRequest(namespace), now) != "" {
+		if have.leaf, err = set.Issue(operatorRequest(namespace), now); err != nil {
+			return nil, err
+		}
+		have.until = now.Add(have.leaf.NotAfter.Sub(now) / 2)
+	}
+	have.version = secret.ResourceVersion
+	if have.identity, err = agentapi.NewStaticIdentity(set.Bundle(), have.leaf.CertificatePEM, have.leaf.KeyPEM); err != nil {
+		return nil, err
+	}
+	i.cache[key] = have
+	return have.identity, nil
+}
+
+func operatorRequest(namespace string) pki.Request {
 	any := agentapi.Shard{Namespace: namespace, Name: agentapi.AnyShard}
-	leaf, err := set.Issue(pki.Request{
-		CommonName: agentapi.CommonName(agentapi.RoleOperator, any),
-		URI:        agentapi.URI(any, agentapi.RoleOperator).String(),
-		Client:     true,
-	}, now)
-	if err != nil {
-		return nil, err
+	return pki.Request{
+		CommonName: agentapi.CommonName(agentapi.RoleOperator, any), URI: agentapi.URI(any, agentapi.RoleOperator).String(), Client: true,
 	}
-	identity, err := agentapi.NewStaticIdentity(set.Bundle(), leaf.CertificatePEM, leaf.KeyPEM)
-	if err != nil {
-		return nil, err
-	}
-	i.cache[key] = cached{version: secret.ResourceVersion, until: now.Add(leaf.NotAfter.Sub(now) / 2), identity: identity}
-	return identity, nil
 }
 
 // Forget drops the identity of a database that is gone.

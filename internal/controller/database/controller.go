@@ -79,8 +79,8 @@ func (r *Reconciler) ensure(ctx context.Context, db *v1alpha1.Database) ([]v1alp
 	if err != nil {
 		return nil, 0, err
 	}
-	if did != "" {
-		r.Recorder.Eventf(db, nil, corev1.EventTypeNormal, "Certificates", "EnsureAuthority", "%s", did)
+	if did.What != "" {
+		r.Recorder.Eventf(db, nil, did.Kind, "Certificates", "EnsureAuthority", "%s", did.What)
 	}
 	if err := r.ensureApplication(ctx, db, authority); err != nil {
 		return nil, 0, err
