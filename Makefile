@@ -100,22 +100,20 @@ binaries: lab-binaries $(BIN)/theseus $(BIN)/theseus-load $(BIN)/helm ## All exe
 
 $(BIN)/theseus $(BIN)/theseus-load $(BIN)/theseus-demo: $(GO_SOURCES)
 	@mkdir -p $(BIN)
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.release=$(VERSION)' -o $@ ./cmd/$(@F)
-	@touch $@
+	$(call timed,build $(@F),CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X main.release=$(VERSION)' -o $@ ./cmd/$(@F) && touch $@)
 
 $(BIN)/robustness-clients: $(GO_SOURCES) $(shell find test/robustness -name '*.go' -not -name '*_test.go' 2>/dev/null)
 	@mkdir -p $(BIN)
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ ./test/robustness/cmd/$(@F)
+	$(call timed,build $(@F),CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ ./test/robustness/cmd/$(@F))
 
 # The same program for instances and gateways, without the drivers of evidence buckets: an agent has no use for them.
 $(BIN)/theseus-instance: $(GO_SOURCES)
 	@mkdir -p $(BIN)
-	CGO_ENABLED=0 go build -trimpath -tags nobuckets -ldflags '-s -w -X main.release=$(VERSION)' -o $@ ./cmd/theseus
-	@touch $@
+	$(call timed,build $(@F),CGO_ENABLED=0 go build -trimpath -tags nobuckets -ldflags '-s -w -X main.release=$(VERSION)' -o $@ ./cmd/theseus && touch $@)
 
 $(BIN)/helm: tools/helm/go.mod tools/helm/go.sum
 	@mkdir -p $(BIN)
-	cd tools/helm && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(abspath $@) helm.sh/helm/v4/cmd/helm && touch $(abspath $@)
+	$(call timed,build $(@F),cd tools/helm && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(abspath $@) helm.sh/helm/v4/cmd/helm && touch $(abspath $@))
 
 # The version that the tests know the checksum of.
 $(BIN)/tools/karpenter-kwok: test/integration/modules_test.go
@@ -126,8 +124,7 @@ $(BIN)/tools/karpenter-kwok: test/integration/modules_test.go
 
 $(BIN)/tools/staticcheck $(BIN)/tools/gofumpt $(BIN)/tools/controller-gen $(BIN)/tools/protoc-gen-go $(BIN)/tools/protoc-gen-go-grpc &: tools/go.mod tools/go.sum
 	@mkdir -p $(BIN)/tools
-	cd tools && GOBIN=$(abspath $(BIN))/tools go install tool
-	@touch $(BIN)/tools/*
+	$(call timed,build the tools,cd tools && GOBIN=$(abspath $(BIN))/tools go install tool && touch $(abspath $(BIN))/tools/*)
 
 .PHONY: packages
 packages: ## Install the Debian packages that building and testing need

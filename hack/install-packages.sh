@@ -15,7 +15,7 @@ if [ "$(id -u)" -ne 0 ]; then
     echo "missing Debian packages: ${missing[*]}; install them or run this as root" >&2
     exit 1
 fi
-echo "installing Debian packages: ${missing[*]}"
+echo "▸ install Debian packages: ${missing[*]} …"
 export DEBIAN_FRONTEND=noninteractive
 mkdir -p /etc/postgresql-common
 if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
@@ -23,3 +23,4 @@ if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
 fi
 install() { apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}"; }
 install >/dev/null 2>&1 || { apt-get update -q >/dev/null && install; }
+echo "✓ install Debian packages ($SECONDS s)"

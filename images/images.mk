@@ -20,15 +20,15 @@ IMAGE_FLAGS   = -cache $(IMAGES)/cache -version "$(IMAGE_VERSION)" $(if $(FRESH)
 
 $(IMAGEBUILD): go.mod $(shell find images -name '*.go' -not -name '*_test.go')
 	@mkdir -p $(@D)
-	CGO_ENABLED=0 go build -trimpath -o $@ ./images/cmd/imagebuild
+	$(call timed,build $(@F),CGO_ENABLED=0 go build -trimpath -o $@ ./images/cmd/imagebuild)
 
 $(IMAGES)/operand-pg%.tar: $(IMAGEBUILD) $(BIN)/theseus-instance $(IMAGE_LISTS)
-	SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) $(IMAGEBUILD) operand -major $* -binary $(BIN)/theseus-instance \
-		-name $(if $(filter $*,$(PG_MAJOR)),$(OPERAND_IMAGE),theseus.local/operand:pg$*) -out $@ $(IMAGE_FLAGS)
+	$(call timed,make $(@F),SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) $(IMAGEBUILD) operand -major $* -binary $(BIN)/theseus-instance \
+		-name $(if $(filter $*,$(PG_MAJOR)),$(OPERAND_IMAGE),theseus.local/operand:pg$*) -out $@ $(IMAGE_FLAGS))
 
 $(OPERATOR_TAR): $(IMAGEBUILD) $(BIN)/theseus $(IMAGE_LISTS)
-	SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) $(IMAGEBUILD) operator -major $(PG_MAJOR) -binary $(BIN)/theseus \
-		-name $(OPERATOR_IMAGE) -out $@ $(IMAGE_FLAGS)
+	$(call timed,make $(@F),SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) $(IMAGEBUILD) operator -major $(PG_MAJOR) -binary $(BIN)/theseus \
+		-name $(OPERATOR_IMAGE) -out $@ $(IMAGE_FLAGS))
 
 # Both share a cached root file system, so they are made one after the other.
 $(OPERATOR_TAR): | $(OPERAND_TAR)

@@ -17,7 +17,10 @@ LAB_LDFLAGS := -s -w \
   -X k8s.io/component-base/version.gitMinor=37 \
   -X k8s.io/component-base/version.gitTreeState=clean
 
-lab_build = cd lab && CGO_ENABLED=0 go build -trimpath -ldflags '$(LAB_LDFLAGS)' -o $(abspath $@) ./cmd/$(notdir $@) && touch $(abspath $@)
+# $(call timed,WHAT,COMMAND) says what is done and, when it was, how long it took. A command of several parts joins them with &&.
+timed = @start=$$(date +%s) && echo "▸ $(1) …" && { $(2); } && echo "✓ $(1) ($$(($$(date +%s) - start)) s)"
+
+lab_build = $(call timed,build $(@F),cd lab && CGO_ENABLED=0 go build -trimpath -ldflags '$(LAB_LDFLAGS)' -o $(abspath $@) ./cmd/$(@F) && touch $(abspath $@))
 lab_mod   := lab/go.mod lab/go.sum lab/lab.mk
 
 .PHONY: lab-binaries
@@ -60,10 +63,10 @@ $(BIN)/lab $(BIN)/lab-init: $(lab_sources) $(lab_mod)
 $(BIN)/containerd: lab/packages-extract.txt lab/lab.mk
 	@mkdir -p $(BIN)/cni $(BUILD)/lab-debs
 	@rm -rf $(BUILD)/lab-debs && mkdir -p $(BUILD)/lab-debs
-	@cd $(BUILD)/lab-debs && pkgs="$$(grep -v '^#' $(abspath lab/packages-extract.txt))" && \
+	$(call timed,fetch containerd,cd $(BUILD)/lab-debs && pkgs="$$(grep -v '^#' $(abspath lab/packages-extract.txt))" && \
 	  get="apt-get -q -o APT::Sandbox::User=root download" && \
 	  { $$get $$pkgs || { apt-get -q update && $$get $$pkgs; }; } && \
-	  for d in *.deb; do dpkg -x $$d x; done
+	  for d in *.deb; do dpkg -x $$d x; done)
 	install -m 755 $(addprefix $(BUILD)/lab-debs/x/usr/bin/,containerd containerd-shim-runc-v2 ctr) $(BUILD)/lab-debs/x/usr/sbin/runc $(BIN)/
 	install -m 755 $(addprefix $(BUILD)/lab-debs/x/usr/lib/cni/,$(LAB_CNI)) $(BIN)/cni/
 	@rm -rf $(BUILD)/lab-debs && touch $@

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -40,7 +41,7 @@ func main() {
 	flag.DurationVar(&opts.rotation, "rotation", 20*time.Minute, "of the story: bound on replacing everything")
 	flag.Parse()
 
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := untilToldToEnd(context.Background())
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, opts.timeout)
 	defer cancel()
@@ -48,6 +49,12 @@ func main() {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
+}
+
+// untilToldToEnd ends the context at Ctrl-C, and when nobody looks any more: the terminal is gone (SIGHUP), or what the output was
+// piped into is (SIGPIPE, which would otherwise end the process at its next line). What was begun is then ended in order.
+func untilToldToEnd(ctx context.Context) (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
 }
 
 type options struct {
@@ -77,6 +84,9 @@ func run(ctx context.Context, opts options) error {
 	}); err != nil {
 		return err
 	}
+	if err := repair(ctx, kit); err != nil {
+		return err
+	}
 	if err := kit.Step("wait until the database is Ready", func() error {
 		_, err := kit.WaitReady(ctx, namespace, database)
 		return err
@@ -90,13 +100,13 @@ func run(ctx context.Context, opts options) error {
 		return err
 	}
 	fmt.Printf("\nUp after %.0f s, and left running.\n", time.Since(start).Seconds())
-	printHints(kit)
+	printHints(ctx, kit)
 	if opts.story && kit.LabName != "" {
 		if err := tell(ctx, kit, opts); err != nil {
 			return err
 		}
 		fmt.Println("\nThe lab is left running.")
-		printHints(kit)
+		printHints(ctx, kit)
 	}
 	return nil
 }
@@ -139,19 +149,46 @@ func writeAndRead(ctx context.Context, kit *labkit.Kit) error {
 	return nil
 }
 
-func printHints(kit *labkit.Kit) {
+// repair gives back what a tale that could not end itself has left behind: lifetimes of minutes, and the NodePolicy. The tale is
+// only ever told in a lab; the lifetimes of anybody else's cluster are theirs.
+func repair(ctx context.Context, kit *labkit.Kit) error {
+	if kit.LabName == "" {
+		return nil
+	}
+	return kit.Step("give instances and nodes their usual lifetimes", func() error { return (&tale{kit: kit}).calm(ctx) })
+}
+
+func printHints(ctx context.Context, kit *labkit.Kit) {
+	fmt.Println(strings.Join(hints(kit, anInstance(ctx, kit)), "\n"))
+}
+
+// anInstance is one that is there now, or a word for it.
+func anInstance(ctx context.Context, kit *labkit.Kit) string {
+	shards, err := kit.Shards(ctx, namespace, database)
+	if err != nil || len(shards) == 0 || shards[0].Status.Primary == "" {
+		return "INSTANCE"
+	}
+	return shards[0].Status.Primary
+}
+
+// hints say how to look, to connect, and to remove it all.
+func hints(kit *labkit.Kit, instance string) (lines []string) {
+	say := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
 	if kit.Kubeconfig != "" {
-		fmt.Printf("  export KUBECONFIG=%s PATH=$PWD/bin:$PATH\n", kit.Kubeconfig)
+		say("  export KUBECONFIG=%s PATH=$PWD/bin:$PATH", kit.Kubeconfig)
 	}
-	fmt.Printf("  kubectl -n %s get databases,shards,pods\n", namespace)
-	if kit.LabName != "" {
-		if kit.LabName != defaultLab {
-			fmt.Printf("  export THESEUS_LAB=%s\n", kit.LabName)
-		}
-		fmt.Printf("  bin/lab client -- psql \"$(kubectl -n %s get secret %s-app -o go-template='{{.data.uri | base64decode}}')\"\n", namespace, database)
-		fmt.Println("  bin/lab node list; bin/lab node kill NAME     # and watch it heal")
-		fmt.Println("Stop it: bin/lab down   Remove everything: make clean-lab")
-		return
+	say("  kubectl -n %s get databases,shards,pods", namespace)
+	uri := fmt.Sprintf("\"$(kubectl -n %s get secret %s-app -o go-template='{{.data.uri | base64decode}}')\"", namespace, database)
+	if kit.LabName == "" {
+		say("  kubectl -n %s exec -it %s -- psql %s", namespace, instance, uri)
+		say("Remove it: kubectl delete -f examples/quickstart.yaml; bin/helm -n %s uninstall theseus", labkit.OperatorNamespace)
+		return lines
 	}
-	fmt.Printf("Remove it: kubectl delete -f examples/quickstart.yaml; helm -n %s uninstall theseus\n", labkit.OperatorNamespace)
+	if kit.LabName != defaultLab {
+		say("  export THESEUS_LAB=%s", kit.LabName)
+	}
+	say("  bin/lab client -- psql %s", uri)
+	say("  bin/lab node list; bin/lab node kill NAME     # and watch it heal")
+	say("Stop it: bin/lab down   Remove everything: make clean-lab")
+	return lines
 }
