@@ -46,6 +46,7 @@ func server(t *testing.T, funcs interceptor.Funcs, objects ...client.Object) cli
 	return fake.NewClientBuilder().WithScheme(s).WithObjects(objects...).WithInterceptorFuncs(funcs).
 		WithStatusSubresource(&v1alpha1.Reparent{}, &v1alpha1.Shard{}).
 		WithIndex(&v1alpha1.Reparent{}, shard.IndexReparentShard, func(o client.Object) []string { return []string{o.(*v1alpha1.Reparent).Spec.Shard} }).
+		WithIndex(&v1alpha1.Replacement{}, shard.IndexReplacementShard, func(o client.Object) []string { return []string{o.(*v1alpha1.Replacement).Spec.Shard} }).
 		Build()
 }
 

@@ -36,21 +36,27 @@ type Runner struct {
 	Name string
 
 	mu   sync.Mutex
-	busy map[types.NamespacedName]bool
+	busy map[types.NamespacedName]*work
 	wg   sync.WaitGroup
+}
+
+// work is a reparent under way in this process.
+type work struct {
+	// cancel takes a planned one back; nil while, or once, there is nothing that could be taken back.
+	cancel context.CancelCauseFunc
 }
 
 // claim takes the shard for one reparent in this process.
 func (r *Runner) claim(key types.NamespacedName) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.busy[key] {
+	if r.busy[key] != nil {
 		return false
 	}
 	if r.busy == nil {
-		r.busy = map[types.NamespacedName]bool{}
+		r.busy = map[types.NamespacedName]*work{}
 	}
-	r.busy[key] = true
+	r.busy[key] = &work{}
 	return true
 }
 
@@ -64,7 +70,36 @@ func (r *Runner) release(key types.NamespacedName) {
 func (r *Runner) Busy(key types.NamespacedName) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.busy[key]
+	return r.busy[key] != nil
+}
+
+// offer makes the work on the shard one that Cancel takes back with cancel, or with nil one that it does not.
+func (r *Runner) offer(key types.NamespacedName, cancel context.CancelCauseFunc) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if w := r.busy[key]; w != nil {
+		w.cancel = cancel
+	}
+}
+
+// Cancellable reports whether a planned reparent is under way in this process that has not told the primary to stop yet.
+func (r *Runner) Cancellable(key types.NamespacedName) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w := r.busy[key]
+	return w != nil && w.cancel != nil
+}
+
+// Cancel has such a one taken back, and reports whether there is one.
+func (r *Runner) Cancel(key types.NamespacedName, cause error) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w := r.busy[key]
+	if w == nil || w.cancel == nil {
+		return false
+	}
+	w.cancel(cause)
+	return true
 }
 
 // Go runs f for the shard in the background unless a reparent of it is under way here, and reports whether it does.
@@ -78,6 +113,9 @@ func (r *Runner) Go(key types.NamespacedName, f func()) bool {
 	})
 	return true
 }
+
+// Beside runs f in the background, whatever is under way.
+func (r *Runner) Beside(f func()) { r.wg.Go(f) }
 
 // Wait returns when all reparents under way have ended.
 func (r *Runner) Wait() { r.wg.Wait() }
@@ -120,9 +158,23 @@ func (r *Runner) run(ctx context.Context, key types.NamespacedName, req reparent
 	req.Coordinator = r.coordinator()
 	calls.coordinator = req.Coordinator
 	story := tell(ctx, key, &req, r.Clock.Now())
+	observe := story.phase
+	if req.Kind == reparent.Planned {
+		cancellable, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		r.offer(key, cancel)
+		defer r.offer(key, nil)
+		ctx = cancellable
+		observe = func(p reparent.Phase) {
+			if p.Name == reparent.PhaseDemote {
+				r.offer(key, nil)
+			}
+			story.phase(p)
+		}
+	}
 	j := &journal{
 		client: r.Client, live: r.Live, clock: r.Clock, log: r.Log.WithValues("shard", key), shard: sh,
-		drain: req.Limits.Drain, observe: story.phase, entries: map[uint64]*entry{},
+		drain: req.Limits.Drain, observe: observe, entries: map[uint64]*entry{},
 	}
 	c := reparent.Coordinator{
 		Records: &records{live: r.Live, write: r.Client, key: key, clock: r.Clock},
