@@ -35,8 +35,9 @@ type fleet struct {
 	t      *testing.T
 	client client.Client
 
-	mu     sync.Mutex
-	agents map[string]*member
+	mu      sync.Mutex
+	agents  map[string]*member
+	drained []time.Duration // how long the drains may have taken
 }
 
 type member struct {
@@ -53,6 +54,7 @@ func newFleet(t *testing.T) *fleet {
 	f := &fleet{t: t, agents: map[string]*member{}}
 	sh := object()
 	sh.Spec.Template.Instances, sh.Spec.Template.Lifetime.MaxAge.Duration = 3, 29*24*time.Hour
+	sh.Spec.Template.Gateway.MaxPause.Duration = time.Second
 	sh.Status.Term, sh.Status.Primary = 4, "a"
 	objects := []client.Object{sh}
 	for _, name := range []string{"a", "b", "c"} {
@@ -183,6 +185,9 @@ func (m *member) Checkpoint(ctx context.Context, r *agentpb.CheckpointRequest, _
 }
 
 func (m *member) Drain(ctx context.Context, r *agentpb.DrainRequest, _ ...grpc.CallOption) (*agentpb.DrainReply, error) {
+	m.f.mu.Lock()
+	m.f.drained = append(m.f.drained, time.Duration(r.GetTimeoutMs())*time.Millisecond)
+	m.f.mu.Unlock()
 	_, err := m.do(ctx, "Drain", r.GetTerm(), func(st *agentpb.Status) { st.Draining = true })
 	return &agentpb.DrainReply{}, err
 }
@@ -341,6 +346,7 @@ func TestAPlannedReparentIsLeftAlone(t *testing.T) {
 		require.Equal(t, v1alpha1.OutcomeSucceeded, prs.Status.Outcome, prs.Status.Message)
 		time.Sleep(10 * time.Second)
 		require.Len(t, f.reparents(), 1)
+		require.Equal(t, []time.Duration{500 * time.Millisecond}, f.drained, "gateways hold their clients for a second")
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/ptr"
 
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/agentapi/agentpb"
@@ -231,6 +232,26 @@ func TestOneReparentOfAShardAtATime(t *testing.T) {
 	require.False(t, r.Busy(key))
 	require.True(t, r.Go(key, func() {}))
 	r.Wait()
+}
+
+func TestADrainIsOverBeforeGatewaysLoseTheirPatience(t *testing.T) {
+	for name, tc := range map[string]struct {
+		maxPause, asked, want time.Duration
+		off                   bool
+	}{
+		"the defaults":                {maxPause: 15 * time.Second, want: 3 * time.Second},
+		"a long one":                  {maxPause: 15 * time.Second, asked: time.Minute, want: 7500 * time.Millisecond},
+		"a short one":                 {maxPause: 15 * time.Second, asked: time.Second, want: time.Second},
+		"gateways with no patience":   {maxPause: time.Second, want: 500 * time.Millisecond},
+		"no gateways":                 {maxPause: time.Second, asked: time.Minute, off: true, want: time.Minute},
+		"nobody said how much it has": {asked: time.Minute, want: time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			spec := &v1alpha1.DatabaseSpec{}
+			spec.Gateway.MaxPause.Duration, spec.Gateway.Enabled = tc.maxPause, ptr.To(!tc.off)
+			require.Equal(t, tc.want, drainLimit(spec, tc.asked))
+		})
+	}
 }
 
 func TestTheNewestReparentAndItsFailures(t *testing.T) {

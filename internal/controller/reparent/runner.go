@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/recorder"
 
@@ -154,6 +155,7 @@ func (r *Runner) run(ctx context.Context, key types.NamespacedName, req reparent
 	if req.Spent, err = r.spent(ctx, sh, req.Term, req.Instances); err != nil {
 		return reparent.Result{}, err
 	}
+	req.Limits.Drain = drainLimit(&sh.Spec.Template, req.Limits.Drain)
 	req.Size = max(int(sh.Spec.Template.Instances)-1, 0)
 	req.Coordinator = r.coordinator()
 	calls.coordinator = req.Coordinator
@@ -188,6 +190,17 @@ func (r *Runner) run(ctx context.Context, key types.NamespacedName, req reparent
 		"why", result.Why, "message", result.Message, "writeUnavailable", result.WriteUnavailable.String())
 	r.announce(sh, &req, result)
 	return result, nil
+}
+
+// drainLimit is how long open transactions may take to finish, of what was asked for. Gateways hold their clients for
+// maxPause and then let them through again, whatever they were asked. A drain that is still under way then, or whose primary
+// has not stopped yet, would end the transactions of those: so it takes half of that time at most.
+func drainLimit(spec *v1alpha1.DatabaseSpec, asked time.Duration) time.Duration {
+	limit := reparent.Limits{Drain: asked}.WithDefaults().Drain
+	if most := spec.Gateway.MaxPause.Duration / 2; most > 0 && ptr.Deref(spec.Gateway.Enabled, true) {
+		limit = min(limit, most)
+	}
+	return limit
 }
 
 func (r *Runner) announce(sh *v1alpha1.Shard, req *reparent.Request, res reparent.Result) {
