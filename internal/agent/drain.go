@@ -61,7 +61,8 @@ func (a *Agent) Drain(ctx context.Context, req *agentpb.DrainRequest) (*agentpb.
 
 // awaitQuiet waits until gateways have paused and no client has a transaction open, or limit ends. Clients that go past the
 // gateways are told nothing and never stop beginning transactions; while everybody else is kept waiting, what they
-// begin after the gateways have paused is not waited for.
+// begin after the gateways have paused is not waited for. When a gateway lets its clients through again, because it has held
+// them for as long as it may, there will be no quiet: the drain has failed, and nobody is terminated for it.
 func (a *Agent) awaitQuiet(limit context.Context, term uint64) (pending int, err error) {
 	counter, err := a.pg.CountOpen(limit)
 	if err != nil {
@@ -70,6 +71,9 @@ func (a *Agent) awaitQuiet(limit context.Context, term uint64) (pending int, err
 	defer counter.Close()
 	var quietSince, paused time.Time
 	for limit.Err() == nil {
+		if a.hub.passing(term) {
+			return 0, refuse("a gateway lets its clients through: it has held them for as long as it may")
+		}
 		pending = a.hub.pending(term)
 		told := pending == 0 && a.hub.allAcknowledge()
 		switch {

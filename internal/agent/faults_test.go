@@ -340,6 +340,23 @@ func TestADrainWaitsForGatewaysThatSayWhenTheyHavePaused(t *testing.T) {
 	require.NoError(t, err)
 	require.Zero(t, r.GetOpenTransactions())
 	require.Less(t, time.Since(begun), 2*time.Second)
+	_, err = a.client.Undrain(ctx, &agentpb.UndrainRequest{Term: 1})
+	require.NoError(t, err)
+
+	// When a gateway lets clients through again the drain has failed, and nobody is terminated.
+	conn, err := s.app(ctx, a)
+	require.NoError(t, err)
+	_, err = conn.Exec(ctx, "BEGIN; SELECT 1")
+	require.NoError(t, err)
+	time.AfterFunc(400*time.Millisecond, func() {
+		_, _ = gateway.Acknowledge(ctx, &agentpb.AcknowledgeRequest{Name: "g1", Term: 1, Paused: false})
+	})
+	begun = time.Now()
+	_, err = a.client.Drain(ctx, &agentpb.DrainRequest{Term: 1, TimeoutMs: 5000})
+	require.Equal(t, codes.FailedPrecondition, status.Code(err))
+	require.Less(t, time.Since(begun), 4*time.Second)
+	_, err = conn.Exec(ctx, "COMMIT")
+	require.NoError(t, err)
 }
 
 func TestSigtermIsABoundedFastStop(t *testing.T) {

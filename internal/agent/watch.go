@@ -22,11 +22,12 @@ type hub struct {
 
 type watcher struct {
 	updates chan *agentpb.Status
-	// name and acknowledges are a gateway's; paused is the term in which it said it has paused.
-	gateway      bool
-	name         string
-	acknowledges bool
-	paused       uint64
+	// name and acknowledges are a gateway's; paused is the term in which it said it has paused, passing that in which it said
+	// that it lets clients through all the same.
+	gateway         bool
+	name            string
+	acknowledges    bool
+	paused, passing uint64
 }
 
 func (h *hub) subscribe(w *watcher) {
@@ -65,18 +66,30 @@ func (h *hub) publish(take func() *agentpb.Status) *agentpb.Status {
 	return st
 }
 
-// acknowledge notes that a gateway has paused.
+// acknowledge notes that a gateway has paused, or lets clients through although it was asked not to.
 func (h *hub) acknowledge(name string, term uint64, paused bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for w := range h.watchers {
 		if w.name == name && w.acknowledges {
-			w.paused = 0
+			w.paused, w.passing = 0, term
 			if paused {
-				w.paused = term
+				w.paused, w.passing = term, 0
 			}
 		}
 	}
+}
+
+// passing reports whether a gateway said that it lets clients through in term.
+func (h *hub) passing(term uint64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for w := range h.watchers {
+		if w.passing == term {
+			return true
+		}
+	}
+	return false
 }
 
 // pending is how many connected gateways have not paused in term, of those that say when they do. guessed is how many
@@ -97,7 +110,7 @@ func (h *hub) forgetPauses() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for w := range h.watchers {
-		w.paused = 0
+		w.paused, w.passing = 0, 0
 	}
 }
 

@@ -28,7 +28,8 @@ type fakeAgent struct {
 	mu       sync.Mutex
 	status   *agentpb.Status
 	watchers map[chan *agentpb.Status]*agentpb.WatchRequest
-	paused   chan struct{}
+	paused   chan struct{} // the gateway said so
+	passing  chan struct{} // it said that clients are let through
 }
 
 func newFakeAgent(t testing.TB, id agentapi.Identity, shard agentapi.Shard, name string, postgresPort int) *fakeAgent {
@@ -37,7 +38,7 @@ func newFakeAgent(t testing.TB, id agentapi.Identity, shard agentapi.Shard, name
 	require.NoError(t, err)
 	a := &fakeAgent{
 		t: t, name: name, addr: listener.Addr().String(), port: listener.Addr().(*net.TCPAddr).Port,
-		watchers: map[chan *agentpb.Status]*agentpb.WatchRequest{}, paused: make(chan struct{}, 1),
+		watchers: map[chan *agentpb.Status]*agentpb.WatchRequest{}, paused: make(chan struct{}, 1), passing: make(chan struct{}, 1),
 	}
 	a.status = &agentpb.Status{
 		Shard: shard.String(), Instance: name, PodUid: name, BootId: name, Role: agentpb.Role_STANDBY, Term: 1,
@@ -105,9 +106,13 @@ func (a *fakeAgent) drain(on bool) {
 
 // Acknowledge notes that the gateway has paused.
 func (a *fakeAgent) Acknowledge(_ context.Context, r *agentpb.AcknowledgeRequest) (*agentpb.AcknowledgeReply, error) {
-	if r.GetPaused() && r.GetTerm() == a.current().GetTerm() {
+	word := a.paused
+	if !r.GetPaused() {
+		word = a.passing
+	}
+	if r.GetTerm() == a.current().GetTerm() {
 		select {
-		case a.paused <- struct{}{}:
+		case word <- struct{}{}:
 		default:
 		}
 	}

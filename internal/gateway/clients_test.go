@@ -224,6 +224,25 @@ func TestLoginsThatHaveBegunSurviveAnEmergency(t *testing.T) {
 	}
 }
 
+// A drain that lasts longer than clients may be held is not obeyed any longer, and the agent hears of it.
+func TestADrainThatLastsTooLong(t *testing.T) {
+	l := newLab(t, func(c *Config) { c.MaxPause = time.Second })
+	l.a.establish(1)
+	conn := l.connect()
+	require.Equal(t, l.a.name, server(t, conn))
+	l.a.drain(true)
+	l.a.awaitPause(time.Second)
+	require.Empty(t, l.a.passing)
+	begin := time.Now()
+	require.Equal(t, l.a.name, server(t, conn), "it is let through in the end")
+	require.Less(t, time.Since(begin), 3*time.Second)
+	select {
+	case <-l.a.passing:
+	case <-time.After(3 * time.Second):
+		require.Fail(t, "the agent still believes in the pause")
+	}
+}
+
 func TestCancel(t *testing.T) {
 	l := newLab(t, nil)
 	l.a.establish(1)

@@ -197,8 +197,8 @@ func (f *follower) closed(st *stream) {
 	}
 }
 
-// paused tells the agent of the route's primary that nothing goes there any more.
-func (f *follower) paused(ctx context.Context, r Route) error {
+// paused tells the agent of the route's primary that nothing goes there any more, or that things do all the same.
+func (f *follower) paused(ctx context.Context, r Route, paused bool) error {
 	f.mu.Lock()
 	var client *agentapi.Client
 	for _, st := range f.streams {
@@ -212,7 +212,7 @@ func (f *follower) paused(ctx context.Context, r Route) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, acknowledgeBound)
 	defer cancel()
-	_, err := client.Acknowledge(ctx, &agentpb.AcknowledgeRequest{Name: f.name, Term: r.Term, Paused: true})
+	_, err := client.Acknowledge(ctx, &agentpb.AcknowledgeRequest{Name: f.name, Term: r.Term, Paused: paused})
 	return err
 }
 

@@ -81,8 +81,11 @@ func TestFollowerFindsAndFollows(t *testing.T) {
 
 	a.drain(true)
 	require.Eventually(t, func() bool { return l.last().Mode == Drain }, soon, time.Millisecond)
-	require.NoError(t, l.paused(context.Background(), l.last()))
+	require.NoError(t, l.paused(context.Background(), l.last(), true))
 	a.awaitPause(soon)
+	require.Empty(t, a.passing)
+	require.NoError(t, l.paused(context.Background(), l.last(), false))
+	require.Len(t, a.passing, 1)
 
 	a.server.Stop()
 	begin := time.Now()
@@ -90,7 +93,7 @@ func TestFollowerFindsAndFollows(t *testing.T) {
 	require.Eventually(t, func() bool { return l.last().Mode == Serve && l.last().Term == 2 }, soon, time.Millisecond)
 	t.Logf("new primary known after %s", time.Since(begin))
 	require.Equal(t, "127.0.0.1:1002", l.last().Address)
-	require.Error(t, l.paused(context.Background(), Route{Instance: "a"}), "nobody there to tell")
+	require.Error(t, l.paused(context.Background(), Route{Instance: "a"}, true), "nobody there to tell")
 }
 
 func TestFollowerBelievesOnlyItsShard(t *testing.T) {

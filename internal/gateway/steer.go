@@ -42,6 +42,19 @@ func nextStep(mode Mode, paused, overdue bool) steering {
 	return leave
 }
 
+// word is what the primary's agent is told of a PAUSE that was sent or not, and has ended every transaction or not; nothing
+// while it is under way. An agent that goes on believing in a pause that was taken back would end, with the primary, the
+// transactions that were let through.
+func word(mode Mode, sent, over, overdue bool) (paused, say bool) {
+	switch {
+	case mode != Drain:
+		return false, false
+	case sent:
+		return over, over
+	}
+	return false, overdue
+}
+
 // steer applies routes: to the hop at once, to PgBouncer through its console in a loop of its own.
 type steer struct {
 	gate     *gate
@@ -52,9 +65,10 @@ type steer struct {
 	log      *slog.Logger
 	maxPause time.Duration
 	poolSize int
-	// paused tells the primary of a Drain that no transaction runs or begins any more. It is told again and again while
-	// the Drain lasts, since an agent that is asked to drain once more forgets what it was told.
-	paused func(context.Context, Route) error
+	// paused tells the primary of a Drain that no transaction runs or begins any more, or that they do all the same, because
+	// clients have waited for as long as they may. It is told again and again while the Drain lasts, since an agent that is
+	// asked to drain once more forgets what it was told.
+	paused func(ctx context.Context, r Route, paused bool) error
 
 	wake    chan struct{}
 	telling atomic.Bool
@@ -117,8 +131,9 @@ func (s *steer) run(ctx context.Context) {
 	defer tick.Stop()
 	for {
 		_, route, _ := s.gate.state()
+		overdue := s.gate.held() > s.maxPause
 		var err error
-		switch step := nextStep(route.Mode, p != nil, s.gate.held() > s.maxPause); {
+		switch step := nextStep(route.Mode, p != nil, overdue); {
 		case step == pause:
 			narrow = true
 			if s.quiesce(ctx) {
@@ -144,12 +159,11 @@ func (s *steer) run(ctx context.Context) {
 			s.failed(ctx, err)
 			retry = s.clock.After(steerRetry)
 		}
-		if p.over() && route.Mode == Drain {
-			if p.err != nil { // try again, within steerWindow
-				p = nil
-			} else {
-				s.tell(ctx, route)
-			}
+		if p.over() && p.err != nil && route.Mode == Drain { // try again, within steerWindow
+			p = nil
+		}
+		if paused, say := word(route.Mode, p != nil, p.over(), overdue); say {
+			s.tell(ctx, route, paused)
 		}
 		select {
 		case <-ctx.Done():
@@ -163,15 +177,15 @@ func (s *steer) run(ctx context.Context) {
 	}
 }
 
-// tell says that the gateway has paused, in the background: a resume must not wait for an agent.
-func (s *steer) tell(ctx context.Context, r Route) {
+// tell says whether the gateway has paused, in the background: a resume must not wait for an agent.
+func (s *steer) tell(ctx context.Context, r Route, paused bool) {
 	if !s.telling.CompareAndSwap(false, true) {
 		return
 	}
 	go func() {
 		defer s.telling.Store(false)
-		if err := s.paused(ctx, r); err != nil && ctx.Err() == nil {
-			s.log.Warn("the primary's agent cannot be told that the gateway has paused", "error", err)
+		if err := s.paused(ctx, r, paused); err != nil && ctx.Err() == nil {
+			s.log.Warn("the primary's agent cannot be told whether the gateway has paused", "paused", paused, "error", err)
 		}
 	}()
 }

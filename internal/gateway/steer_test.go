@@ -38,6 +38,28 @@ func TestNextStep(t *testing.T) {
 	}
 }
 
+func TestWord(t *testing.T) {
+	for _, tc := range []struct {
+		mode                Mode
+		sent, over, overdue bool
+		paused, say         bool
+	}{
+		{Serve, false, false, false, false, false},
+		{Serve, true, true, false, false, false},
+		{Hold, true, true, true, false, false}, // nobody to tell
+		{Drain, false, false, false, false, false},
+		{Drain, true, false, false, false, false},
+		{Drain, true, true, false, true, true},
+		{Drain, true, true, true, true, true},    // the resume has failed so far
+		{Drain, false, false, true, false, true}, // resumed, or never paused: clients are let through
+	} {
+		t.Run(fmt.Sprintf("%s sent=%v over=%v overdue=%v", tc.mode, tc.sent, tc.over, tc.overdue), func(t *testing.T) {
+			paused, say := word(tc.mode, tc.sent, tc.over, tc.overdue)
+			require.Equal(t, []bool{tc.paused, tc.say}, []bool{paused, say})
+		})
+	}
+}
+
 func TestSteerAccounts(t *testing.T) {
 	c := clocktesting.NewFakeClock(time.Unix(1000, 0))
 	g := newGate(c)

@@ -266,11 +266,17 @@ func (r *run) replaceCandidate(ctx context.Context) error {
 	return r.begin(ctx, c)
 }
 
-// undo lets the old primary go on in its old term: nobody was told to stop or to promote.
+// undo lets the old primary go on in its old term: nobody was told to stop or to promote. When the reparent was cancelled an
+// emergency waits for this, and the primary that is asked here is the one that does not answer: it takes a drain back by
+// itself, too.
 func (r *run) undo(ctx context.Context, cause error) error {
+	limit := r.lim.Store
+	if ctx.Err() != nil {
+		limit = min(limit, 4*r.lim.Grace)
+	}
 	ctx = context.WithoutCancel(ctx)
 	end := r.phase(PhaseUndo)
-	err := do(ctx, r.Runtime, r.lim.Store, func(ctx context.Context) error { return r.Agents.Undrain(ctx, r.old, r.oldTerm) })
+	err := do(ctx, r.Runtime, limit, func(ctx context.Context) error { return r.Agents.Undrain(ctx, r.old, r.oldTerm) })
 	r.restored = r.Runtime.Now()
 	// An unanswered store may yet come into effect, so look first; whoever comes next settles what is left.
 	for range 3 {

@@ -2,6 +2,7 @@ package reparent
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -376,6 +377,23 @@ func TestCancelled(t *testing.T) {
 		require.Equal(t, []string{"p"}, f.serving())
 		require.True(t, f.record.Settled())
 	})
+	for _, method := range []string{"Status a", "Checkpoint p", "Drain p"} {
+		bubble(t, "an emergency does not wait for a frozen primary: "+method, func(t *testing.T) {
+			f := newFake(t, "p", "a", "b")
+			f.faults[method], f.faults["Undrain p"], f.sticky = hangs, hangs, true
+			ctx, cancel := context.WithCancelCause(context.Background())
+			time.AfterFunc(500*time.Millisecond, func() { cancel(errors.New("an emergency")) })
+			start := time.Now()
+			res := Coordinator{f, f, f, newRealRuntime()}.Run(ctx, Request{Kind: Planned, To: "a", Instances: f.instances(), Size: 2})
+			require.Contains(t, []Outcome{Refused, Undone}, res.Outcome)
+			require.Less(t, time.Since(start), 750*time.Millisecond)
+			if method != "Status a" {
+				require.Contains(t, res.Message, "an emergency", "it says why")
+			}
+			require.Equal(t, []string{"p"}, f.serving())
+			require.True(t, f.record.Settled())
+		})
+	}
 	bubble(t, "afterwards it goes on", func(t *testing.T) {
 		f := newFake(t, "p", "a", "b")
 		ctx, cancel := context.WithCancel(context.Background())

@@ -2,6 +2,7 @@ package reparent
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"k8s.io/utils/clock"
@@ -95,8 +96,8 @@ func one[T any](ctx context.Context, rt Runtime, timeout time.Duration, call fun
 	each(ctx, rt, timeout, 1,
 		func(ctx context.Context, _ int) (T, error) { return call(ctx) },
 		func(_ int, got T, e error) time.Duration { v, err = got, e; return Enough })
-	if err == context.DeadlineExceeded && ctx.Err() != nil {
-		err = ctx.Err()
+	if ctx.Err() != nil && (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)) {
+		err = context.Cause(ctx) // whoever cancelled says why
 	}
 	return v, err
 }

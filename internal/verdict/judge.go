@@ -10,7 +10,8 @@ import (
 )
 
 // Judge gives the one verdict on a shard. It first finds the primary and judges it, then looks for a second one, then at
-// the standbys; the first finding wins. A reparent whose coordinator is alive turns every reparenting action into None.
+// the standbys; the first finding wins. A reparent whose coordinator is alive turns every reparenting action into None, but
+// for an emergency while a planned one only prepares.
 func Judge(o Observed, p Params) Judgement {
 	s := shard{o: o, p: p}
 	j := s.judge()
@@ -19,6 +20,8 @@ func Judge(o Observed, p Params) Judgement {
 		case r.Failures > 0 && r.PhaseAge < wait:
 			j.Action = None
 			j.Why += fmt.Sprintf("; the last %d reparents failed, the next one may begin %v after the last", r.Failures, wait)
+		case r.Failures == 0 && j.Action == ERS && s.prepares(*r):
+			j.Why += fmt.Sprintf("; a planned reparent to term %d has disturbed nothing yet and is overtaken", r.Term)
 		case r.Failures == 0 && r.PhaseAge <= r.PhaseLimit+p.Overdue:
 			j.Action = None
 			j.Why += fmt.Sprintf("; a reparent to term %d is under way (%s for %v)", r.Term, r.Phase, round(r.PhaseAge))
@@ -30,6 +33,20 @@ func Judge(o Observed, p Params) Judgement {
 type shard struct {
 	o Observed
 	p Params
+}
+
+// prepares reports whether a reparent is a planned one that has disturbed nothing yet: neither is its term in the record, which
+// comes before clients are paused, nor has any agent accepted it. It may go on like that for half a minute (it waits for a
+// checkpoint of the primary), and for ever when its coordinator is frozen; an emergency is no less one meanwhile. The
+// journal's phase is no witness, since it is written a moment later than things happen.
+//
+// That its coordinator may be just about to go on does no harm. The emergency opens a higher term and collects promises
+// of it; agents that gave theirs refuse whatever comes of the lower one, its Drain and its Demote among them. Should the planned
+// one still get its term into the record, the emergency's own store fails on the record it has not seen, and it decides again
+// with that cohort to be revoked, too; should it come too late, its store fails, and it is overtaken. It is the case of two
+// coordinators at once, as ever.
+func (s shard) prepares(r InFlight) bool {
+	return r.Planned && s.o.Record.Term() < r.Term && !slices.ContainsFunc(s.o.Instances, func(i Instance) bool { return i.Term >= r.Term })
 }
 
 func (s shard) judge() Judgement {

@@ -303,6 +303,45 @@ func TestBegunTerms(t *testing.T) {
 	require.Equal(t, ERS, Judge(o, DefaultParams()).Action, "but never given up")
 }
 
+// A planned reparent that only prepares holds no emergency back: it may wait for the primary's checkpoint for as long as that
+// is frozen.
+func TestAnEmergencyDoesNotWaitForPreparations(t *testing.T) {
+	dead := func() Observed {
+		o := three()
+		o.silent("p")
+		o.lose("a", "b")
+		o.Reparent = &InFlight{Term: 6, Phase: "Prepare", Planned: true, PhaseAge: sec, PhaseLimit: 40 * sec}
+		return o
+	}
+	for name, tt := range map[string]struct {
+		edit   func(o *Observed)
+		action Action
+	}{
+		"a checkpoint of a dead primary":       {func(*Observed) {}, ERS},
+		"just opened":                          {func(o *Observed) { o.Reparent.Phase = "Check" }, ERS},
+		"an emergency's journal says the same": {func(o *Observed) { o.Reparent.Planned = false }, None},
+		"its term is recorded: clients may wait": {func(o *Observed) {
+			o.Record.Cohorts = append(o.Record.Cohorts, quorum.Cohort{Term: 6, Primary: "a", Members: []string{"b"}, Acks: 1})
+		}, None},
+		"it has stopped the primary":                {func(o *Observed) { o.at("p").Term = 6 }, None},
+		"it has been promised":                      {func(o *Observed) { o.at("a").Term = 6 }, None},
+		"it failed, and the next one waits a while": {func(o *Observed) { o.Reparent.Failures, o.Reparent.PhaseAge = 1, sec/10 }, None},
+		"the primary is only sick": {func(o *Observed) {
+			r := o.Reparent
+			*o = three()
+			o.at("p").DiskUsed, o.Reparent = 0.99, r
+		}, None},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := dead()
+			tt.edit(&o)
+			j := Judge(o, DefaultParams())
+			require.NotEqual(t, Healthy, j.Verdict)
+			require.Equal(t, tt.action, j.Action, j.Why)
+		})
+	}
+}
+
 func TestUnknown(t *testing.T) {
 	require.Equal(t, Unknown, Judge(Observed{}, DefaultParams()).Verdict)
 	o := three()

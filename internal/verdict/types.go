@@ -162,6 +162,8 @@ type Instance struct {
 type InFlight struct {
 	Term  uint64
 	Phase string
+	// Planned: it is a planned one, which disturbs nothing before it has recorded its term.
+	Planned bool
 	// Failures is how many of the newest reparents in a row ended without a primary; 0 while the newest has no outcome.
 	// Then PhaseAge is the time since the last of them ended.
 	Failures int

@@ -127,6 +127,10 @@ func (a *agents) call(ctx context.Context, instance string, term uint64, f func(
 		if st, e := c.client.GetStatus(ctx, &agentpb.GetStatusRequest{}); e == nil && st.GetTerm() > term {
 			return &reparent.OvertakenError{Instance: instance, Term: st.GetTerm()}
 		}
+	case codes.Canceled:
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 	case codes.Unavailable, codes.DeadlineExceeded:
 		a.drop(instance, c)
 	}

@@ -2,6 +2,8 @@ package reparent
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -119,13 +121,19 @@ func (e *Emergency) look(ctx context.Context, key types.NamespacedName) {
 		}
 		return
 	}
-	if !sh.DeletionTimestamp.IsZero() || e.Runner.Busy(key) {
+	if !sh.DeletionTimestamp.IsZero() || e.Runner.Busy(key) && !e.Runner.Cancellable(key) {
 		return
 	}
 	h := e.historyOf(key)
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	o, err := e.observed(ctx, sh, h)
 	if err != nil {
 		log.Error(err, "cannot observe")
+		return
+	}
+	if e.Runner.Busy(key) {
+		e.doubt(ctx, log, key, h, o)
 		return
 	}
 	j := verdict.Judge(o, e.Params)
@@ -150,10 +158,11 @@ func (e *Emergency) look(ctx context.Context, key types.NamespacedName) {
 		h.wantedSince = time.Time{}
 		return
 	}
-	if h.wantedSince.IsZero() {
-		h.wantedSince = now
+	beside := o.Reparent != nil && o.Reparent.Planned && o.Reparent.Failures == 0
+	if h.wantedSince.IsZero() || h.beside != beside {
+		h.wantedSince, h.beside = now, beside
 	}
-	if now.Before(h.retryAfter) || !e.Leading() && now.Sub(h.wantedSince) < yield {
+	if now.Before(h.retryAfter) || !e.Leading() && now.Sub(h.wantedSince) < turn(beside) {
 		return
 	}
 	if j.Action == verdict.Replace {
@@ -163,8 +172,49 @@ func (e *Emergency) look(ctx context.Context, key types.NamespacedName) {
 }
 
 // yield is how long a replica that is not the leader waits for the leader to act first. Both acting costs a term and the
-// time to find out; a leader that died with the primary costs this much.
-const yield = 150 * time.Millisecond
+// time to find out; a leader that died with the primary costs this much. yieldBeside is the same while a planned reparent
+// is under way, which the leader has to take back first.
+const (
+	yield       = 150 * time.Millisecond
+	yieldBeside = 600 * time.Millisecond
+)
+
+func turn(beside bool) time.Duration {
+	if beside {
+		return yieldBeside
+	}
+	return yield
+}
+
+// errEmergency is why a planned reparent is taken back: see doubt.
+var errEmergency = errors.New("an emergency reparent is needed")
+
+// doubt judges a shard while a planned reparent of it is under way here, and has that taken back when the primary turns out to
+// need an emergency one: it would wait for a primary that is frozen, for half a minute in the worst case. What follows
+// is the next look's business. It looks as if there were no reparent, for it is ours, and stops when there is nothing
+// that could be taken back any more: a primary that was told to stop looks like one that needs an emergency.
+func (e *Emergency) doubt(ctx context.Context, log logr.Logger, key types.NamespacedName, h *history, o verdict.Observed) {
+	o.Reparent = nil
+	if h.doubted || verdict.Judge(o, e.Params).Action != verdict.ERS {
+		return
+	}
+	h.doubted = true
+	e.mu.Lock()
+	e.uneasy[key] = true
+	e.mu.Unlock()
+	e.Runner.Beside(func() {
+		calls := e.Runner.calls(key)
+		defer calls.Close()
+		o, err := e.again(ctx, key, o, calls)
+		j := verdict.Judge(o, e.Params)
+		if err == nil && j.Action == verdict.ERS && e.Runner.Cancel(key, fmt.Errorf("%w: %s", errEmergency, j.Why)) {
+			log.Info("the planned reparent is taken back", "verdict", j.Verdict, "subject", j.Subject, "why", j.Why)
+		}
+		h.mu.Lock()
+		h.doubted = false
+		h.mu.Unlock()
+	})
+}
 
 // concerns reports whether the action is this replica's business.
 func (e *Emergency) concerns(j verdict.Judgement) bool {
@@ -182,14 +232,20 @@ func (e *Emergency) historyOf(key types.NamespacedName) *history {
 	return h
 }
 
-// act confirms the verdict and carries out the reparent. No one else looks at the shard meanwhile: see Runner.Go.
+// sickCheckpoint is how long a primary that is moved away from because it is sick may take for the checkpoint. One that is as
+// slow as that had better be left without: the emergency that follows a refusal costs no client more.
+const sickCheckpoint = 3 * time.Second
+
+// act confirms the verdict and carries out the reparent. No one else acts on the shard meanwhile: see Runner.Go.
 func (e *Emergency) act(ctx context.Context, log logr.Logger, key types.NamespacedName, sh *v1alpha1.Shard, h *history, o verdict.Observed, j verdict.Judgement) {
 	calls := e.Runner.calls(key)
 	defer calls.Close()
 	confirmed, err := e.confirm(ctx, key, sh, h, o, calls)
 	if err != nil || confirmed.Action != j.Action || confirmed.Subject != j.Subject {
 		log.Info("verdict not confirmed", "verdict", j.Verdict, "now", confirmed.Verdict, "why", confirmed.Why, "error", err)
+		h.mu.Lock()
 		h.retryAfter = e.Runner.Clock.Now().Add(tick)
+		h.mu.Unlock()
 		return
 	}
 	if j.Action == verdict.Replace {
@@ -203,7 +259,7 @@ func (e *Emergency) act(ctx context.Context, log logr.Logger, key types.Namespac
 	}
 	log.Info("acting", "verdict", j.Verdict, "subject", j.Subject, "action", j.Action, "why", confirmed.Why)
 	if j.Action == verdict.PRS {
-		req.Kind = reparent.Planned
+		req.Kind, req.Limits.Checkpoint = reparent.Planned, sickCheckpoint
 		res, err := e.Runner.run(ctx, key, req, calls)
 		if err == nil && (res.Outcome == reparent.Succeeded || res.Outcome == reparent.Overtaken) {
 			e.ended(h, res, err)
@@ -229,6 +285,8 @@ const (
 
 // ended notes how a reparent went: one that failed is tried again after a pause that grows.
 func (e *Emergency) ended(h *history, res reparent.Result, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if err == nil && res.Outcome == reparent.Succeeded {
 		h.failures, h.retryAfter = 0, time.Time{}
 		return
@@ -271,9 +329,24 @@ func ask(ctx context.Context, calls *agents, primary string, silent bool) map[st
 	return out
 }
 
-// confirm looks again before acting: at the record itself, and at everybody. The verdict given on that is the one that
-// counts.
+// confirm looks again before acting. The verdict given on that is the one that counts.
 func (e *Emergency) confirm(ctx context.Context, key types.NamespacedName, sh *v1alpha1.Shard, h *history, o verdict.Observed, calls *agents) (verdict.Judgement, error) {
+	o, err := e.again(ctx, key, o, calls)
+	if err != nil {
+		return verdict.Judgement{}, err
+	}
+	// Another replica may have begun while we asked.
+	h.mu.Lock()
+	o.Reparent, err = e.inFlight(ctx, sh, h, e.Runner.Clock.Now())
+	h.mu.Unlock()
+	if err != nil {
+		return verdict.Judgement{}, err
+	}
+	return verdict.Judge(o, e.Params), nil
+}
+
+// again looks at the record itself, and asks everybody. The instances of o are changed.
+func (e *Emergency) again(ctx context.Context, key types.NamespacedName, o verdict.Observed, calls *agents) (verdict.Observed, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	live, failed := &v1alpha1.Shard{}, make(chan error, 1)
@@ -289,7 +362,7 @@ func (e *Emergency) confirm(ctx context.Context, key types.NamespacedName, sh *v
 	fresh := ask(askCtx, calls, primary, silent)
 	done()
 	if err := <-failed; err != nil {
-		return verdict.Judgement{}, err
+		return o, err
 	}
 	o.Record = shard.RecordOf(live)
 	now := e.Runner.Clock.Now()
@@ -307,12 +380,7 @@ func (e *Emergency) confirm(ctx context.Context, key types.NamespacedName, sh *v
 			i.PrimaryPostgres, i.PrimaryAgent = reach(a.testify.GetPostgresReachable()), reach(a.testify.GetAgentReachable())
 		}
 	}
-	// Another replica may have begun while we asked.
-	var err error
-	if o.Reparent, err = e.inFlight(ctx, sh, h, now); err != nil {
-		return verdict.Judgement{}, err
-	}
-	return verdict.Judge(o, e.Params), nil
+	return o, nil
 }
 
 // keep carries over what a single status cannot say.

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -17,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/utils/clock"
 	testclock "k8s.io/utils/clock/testing"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -46,6 +48,7 @@ func server(t *testing.T, funcs interceptor.Funcs, objects ...client.Object) cli
 	return fake.NewClientBuilder().WithScheme(s).WithObjects(objects...).WithInterceptorFuncs(funcs).
 		WithStatusSubresource(&v1alpha1.Reparent{}, &v1alpha1.Shard{}).
 		WithIndex(&v1alpha1.Reparent{}, shard.IndexReparentShard, func(o client.Object) []string { return []string{o.(*v1alpha1.Reparent).Spec.Shard} }).
+		WithIndex(&v1alpha1.Replacement{}, shard.IndexReplacementShard, func(o client.Object) []string { return []string{o.(*v1alpha1.Replacement).Spec.Shard} }).
 		Build()
 }
 
@@ -194,64 +197,50 @@ func TestPhasesAreWrittenApart(t *testing.T) {
 // A write that failed is repeated at the usual pace, without waiting for another phase: others judge by what is written whether
 // the coordinator is at work.
 func TestAWriteThatFailedIsRepeated(t *testing.T) {
-	var writes atomic.Int32
-	var deny atomic.Pointer[error]
-	failing := func(err error) { deny.Store(&err) }
-	failing(errors.New("no route to host"))
-	c := server(t, interceptor.Funcs{SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
-		defer writes.Add(1)
-		if err := *deny.Load(); err != nil {
-			return err
-		}
-		return c.SubResource(sub).Patch(ctx, o, p, opts...)
-	}})
-	j, fake := newJournal(c), testclock.NewFakeClock(now)
-	j.clock = fake
-	require.NoError(t, j.Open(t.Context(), opening("one")))
-	written := func(n int32) {
-		t.Helper()
-		require.Eventually(t, func() bool { return writes.Load() == n && fake.HasWaiters() }, time.Minute, time.Millisecond)
-	}
-	idle := func() {
-		t.Helper()
-		fake.Step(writeApart)
-		require.Eventually(t, func() bool { j.mu.Lock(); defer j.mu.Unlock(); return !j.entries[5].writing }, time.Minute, time.Millisecond)
-	}
-	written(1)
-	fake.Step(writeApart)
-	written(2)
-	failing(nil)
-	fake.Step(writeApart)
-	written(3)
-	require.Equal(t, "one", read(t, c).Status.Coordinator)
-	idle()
-	require.EqualValues(t, 3, writes.Load(), "what is written is not written again")
+	synctest.Test(t, func(t *testing.T) {
+		var writes atomic.Int32
+		var failing atomic.Pointer[error]
+		fail := func(err error) { failing.Store(&err) }
+		unreachable := errors.New("no route to host")
+		fail(unreachable)
+		c := server(t, interceptor.Funcs{SubResourcePatch: func(ctx context.Context, c client.Client, sub string, o client.Object, p client.Patch, opts ...client.SubResourcePatchOption) error {
+			writes.Add(1)
+			if err := *failing.Load(); err != nil {
+				return err
+			}
+			return c.SubResource(sub).Patch(ctx, o, p, opts...)
+		}})
+		j := newJournal(c)
+		j.clock = clock.RealClock{}
+		require.NoError(t, j.Open(t.Context(), opening("one")))
+		time.Sleep(writeApart * 3 / 2)
+		require.EqualValues(t, 2, writes.Load())
+		require.Empty(t, read(t, c).Status.Coordinator)
+		fail(nil)
+		time.Sleep(time.Minute)
+		require.EqualValues(t, 3, writes.Load(), "what is written is not written again")
+		require.Equal(t, "one", read(t, c).Status.Coordinator)
 
-	// The end, too, when the coordinator does not wait for it any longer.
-	failing(errors.New("no route to host"))
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-	defer cancel()
-	require.Error(t, j.Close(ctx, reparent.Result{Term: 5, Outcome: reparent.Succeeded}))
-	failing(nil)
-	require.Eventually(t, func() bool { fake.Step(writeApart); return read(t, c).Status.Outcome == v1alpha1.OutcomeSucceeded }, time.Minute, time.Millisecond)
-	idle()
+		// The end, too, when the coordinator does not wait for it any longer.
+		fail(unreachable)
+		ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
+		defer cancel()
+		require.Error(t, j.Close(ctx, reparent.Result{Term: 5, Outcome: reparent.Succeeded}))
+		fail(nil)
+		time.Sleep(2 * writeApart)
+		require.Equal(t, v1alpha1.OutcomeSucceeded, read(t, c).Status.Outcome)
 
-	// Nobody is asked for ever.
-	before := writes.Load()
-	failing(apierrors.NewNotFound(schema.GroupResource{Resource: "reparents"}, "db-0-5"))
-	j.Phase(reparent.Phase{Term: 5, Name: reparent.PhaseRevoke, Started: now})
-	written(before + 1)
-	idle()
-	require.Equal(t, before+1, writes.Load(), "it was deleted")
-	failing(errors.New("no route to host"))
-	j.Phase(reparent.Phase{Term: 5, Name: reparent.PhasePromote, Started: now})
-	require.Eventually(t, func() bool {
-		fake.Step(writeApart)
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		return !j.entries[5].writing
-	}, time.Minute, time.Millisecond)
-	require.EqualValues(t, writeTries, writes.Load()-before)
+		// Nobody is asked for ever.
+		before := writes.Load()
+		fail(apierrors.NewNotFound(schema.GroupResource{Resource: "reparents"}, "db-0-5"))
+		j.Phase(reparent.Phase{Term: 5, Name: reparent.PhaseRevoke, Started: now})
+		time.Sleep(time.Minute)
+		require.Equal(t, before+1, writes.Load(), "it was deleted")
+		fail(unreachable)
+		j.Phase(reparent.Phase{Term: 5, Name: reparent.PhasePromote, Started: now})
+		time.Sleep(time.Hour)
+		require.EqualValues(t, writeTries, writes.Load()-before)
+	})
 }
 
 // Store is compare-and-set: what the caller decided on must be what is there.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -20,7 +21,10 @@ import (
 )
 
 // history is what is remembered of one shard between two looks at it: since when something has lasted.
+//
+// It is locked by whoever uses it: while a planned reparent is under way here, the shard is looked at all the same.
 type history struct {
+	mu sync.Mutex
 	// advanced is what a standby had received last, and since when.
 	advanced map[string]moved
 	// slowSince is since when a probe of an instance has been slow, by instance and probe.
@@ -31,8 +35,11 @@ type history struct {
 	// carry the coordinator's clock, and ages must be by ours.
 	inFlight      string
 	inFlightSince time.Time
-	// wantedSince is since when a reparent has been called for.
+	// wantedSince is since when a reparent has been called for; beside says whether a planned one was under way then.
 	wantedSince time.Time
+	beside      bool
+	// doubted: it is being asked whether the planned reparent under way here is to be taken back.
+	doubted bool
 	// last verdict, for counting changes; retryAfter holds off after a reparent that failed.
 	last verdict.Verdict
 	// stands is the last verdict with its subject, and since when.
@@ -214,7 +221,7 @@ func (e *Emergency) inFlight(ctx context.Context, sh *v1alpha1.Shard, h *history
 	}
 	limits := reparent.Limits{Drain: newest.Spec.DrainTimeout.Duration}
 	return &verdict.InFlight{
-		Term: uint64(newest.Spec.Term), Phase: newest.Status.Phase, Failures: failures,
+		Term: uint64(newest.Spec.Term), Phase: newest.Status.Phase, Planned: newest.Spec.Kind == v1alpha1.ReparentPlanned, Failures: failures,
 		PhaseAge: now.Sub(h.inFlightSince), PhaseLimit: limits.Phase(reparent.PhaseName(newest.Status.Phase)),
 	}, nil
 }

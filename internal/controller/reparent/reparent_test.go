@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	testclock "k8s.io/utils/clock/testing"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client/interceptor"
 
 	"theseus.dev/theseus/api/v1alpha1"
@@ -261,6 +262,26 @@ func TestAnInstanceOnAnAgingNodeHasNoTimeLeft(t *testing.T) {
 			ObjectMeta: metav1.ObjectMeta{Name: "x", CreationTimestamp: metav1.NewTime(now.Add(-24 * time.Hour))}, Spec: corev1.PodSpec{NodeName: on},
 		}})
 		require.Equal(t, reparent.Instance{Name: "x", Zone: "z", TimeLeft: want.TimeLeft, Leaving: want.Leaving}, i, on)
+	}
+}
+
+func TestADrainIsOverBeforeGatewaysLoseTheirPatience(t *testing.T) {
+	for name, tc := range map[string]struct {
+		maxPause, asked, want time.Duration
+		off                   bool
+	}{
+		"the defaults":                {maxPause: 15 * time.Second, want: 3 * time.Second},
+		"a long one":                  {maxPause: 15 * time.Second, asked: time.Minute, want: 7500 * time.Millisecond},
+		"a short one":                 {maxPause: 15 * time.Second, asked: time.Second, want: time.Second},
+		"gateways with no patience":   {maxPause: time.Second, want: 500 * time.Millisecond},
+		"no gateways":                 {maxPause: time.Second, asked: time.Minute, off: true, want: time.Minute},
+		"nobody said how much it has": {asked: time.Minute, want: time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			spec := &v1alpha1.DatabaseSpec{}
+			spec.Gateway.MaxPause.Duration, spec.Gateway.Enabled = tc.maxPause, ptr.To(!tc.off)
+			require.Equal(t, tc.want, drainLimit(spec, tc.asked))
+		})
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/utils/clock"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/recorder"
 
@@ -36,21 +37,27 @@ type Runner struct {
 	Name string
 
 	mu   sync.Mutex
-	busy map[types.NamespacedName]bool
+	busy map[types.NamespacedName]*work
 	wg   sync.WaitGroup
+}
+
+// work is a reparent under way in this process.
+type work struct {
+	// cancel takes a planned one back; nil while, or once, there is nothing that could be taken back.
+	cancel context.CancelCauseFunc
 }
 
 // claim takes the shard for one reparent in this process.
 func (r *Runner) claim(key types.NamespacedName) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.busy[key] {
+	if r.busy[key] != nil {
 		return false
 	}
 	if r.busy == nil {
-		r.busy = map[types.NamespacedName]bool{}
+		r.busy = map[types.NamespacedName]*work{}
 	}
-	r.busy[key] = true
+	r.busy[key] = &work{}
 	return true
 }
 
@@ -64,7 +71,36 @@ func (r *Runner) release(key types.NamespacedName) {
 func (r *Runner) Busy(key types.NamespacedName) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.busy[key]
+	return r.busy[key] != nil
+}
+
+// offer makes the work on the shard one that Cancel takes back with cancel, or with nil one that it does not.
+func (r *Runner) offer(key types.NamespacedName, cancel context.CancelCauseFunc) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if w := r.busy[key]; w != nil {
+		w.cancel = cancel
+	}
+}
+
+// Cancellable reports whether a planned reparent is under way in this process that has not told the primary to stop yet.
+func (r *Runner) Cancellable(key types.NamespacedName) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w := r.busy[key]
+	return w != nil && w.cancel != nil
+}
+
+// Cancel has such a one taken back, and reports whether there is one.
+func (r *Runner) Cancel(key types.NamespacedName, cause error) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w := r.busy[key]
+	if w == nil || w.cancel == nil {
+		return false
+	}
+	w.cancel(cause)
+	return true
 }
 
 // Go runs f for the shard in the background unless a reparent of it is under way here, and reports whether it does.
@@ -78,6 +114,9 @@ func (r *Runner) Go(key types.NamespacedName, f func()) bool {
 	})
 	return true
 }
+
+// Beside runs f in the background, whatever is under way.
+func (r *Runner) Beside(f func()) { r.wg.Go(f) }
 
 // Wait returns when all reparents under way have ended.
 func (r *Runner) Wait() { r.wg.Wait() }
@@ -116,13 +155,28 @@ func (r *Runner) run(ctx context.Context, key types.NamespacedName, req reparent
 	if req.Spent, err = r.spent(ctx, sh, req.Term, req.Instances); err != nil {
 		return reparent.Result{}, err
 	}
+	req.Limits.Drain = drainLimit(&sh.Spec.Template, req.Limits.Drain)
 	req.Size = max(int(sh.Spec.Template.Instances)-1, 0)
 	req.Coordinator = r.coordinator()
 	calls.coordinator = req.Coordinator
 	story := tell(ctx, key, &req, r.Clock.Now())
+	observe := story.phase
+	if req.Kind == reparent.Planned {
+		cancellable, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		r.offer(key, cancel)
+		defer r.offer(key, nil)
+		ctx = cancellable
+		observe = func(p reparent.Phase) {
+			if p.Name == reparent.PhaseDemote {
+				r.offer(key, nil)
+			}
+			story.phase(p)
+		}
+	}
 	j := &journal{
 		client: r.Client, live: r.Live, clock: r.Clock, log: r.Log.WithValues("shard", key), shard: sh,
-		drain: req.Limits.Drain, observe: story.phase, entries: map[uint64]*entry{},
+		drain: req.Limits.Drain, observe: observe, entries: map[uint64]*entry{},
 	}
 	c := reparent.Coordinator{
 		Records: &records{live: r.Live, write: r.Client, key: key, clock: r.Clock},
@@ -136,6 +190,17 @@ func (r *Runner) run(ctx context.Context, key types.NamespacedName, req reparent
 		"why", result.Why, "message", result.Message, "writeUnavailable", result.WriteUnavailable.String())
 	r.announce(sh, &req, result)
 	return result, nil
+}
+
+// drainLimit is how long open transactions may take to finish, of what was asked for. Gateways hold their clients for
+// maxPause and then let them through again, whatever they were asked. A drain that is still under way then, or whose primary
+// has not stopped yet, would end the transactions of those: so it takes half of that time at most.
+func drainLimit(spec *v1alpha1.DatabaseSpec, asked time.Duration) time.Duration {
+	limit := reparent.Limits{Drain: asked}.WithDefaults().Drain
+	if most := spec.Gateway.MaxPause.Duration / 2; most > 0 && ptr.Deref(spec.Gateway.Enabled, true) {
+		limit = min(limit, most)
+	}
+	return limit
 }
 
 func (r *Runner) announce(sh *v1alpha1.Shard, req *reparent.Request, res reparent.Result) {
