@@ -142,6 +142,7 @@ type ReplacementStatus struct {
 // +kubebuilder:printcolumn:name="Successor",type=string,JSONPath=`.status.successor`
 // +kubebuilder:printcolumn:name="Waiting",type=string,JSONPath=`.status.waiting`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:validation:XValidation:rule="size(self.metadata.name) <= 63",message="metadata.name must be at most 63 characters: it becomes a label of the instance that is made; choose a shorter one (theseus replace makes it for you)"
 type Replacement struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata,omitempty"`

@@ -4,6 +4,7 @@
 package names
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"math/rand/v2"
 	"strconv"
@@ -48,14 +49,22 @@ func Gateway(shard string) string { return shard + "-gateway" }
 // Reparent is the Reparent that opens a term of a Shard. Creating it is taking the lock for that term.
 func Reparent(shard string, term uint64) string { return fmt.Sprintf("%s-%d", shard, term) }
 
+// label is how long a name may be that becomes a label, or that of a Pod.
+const label = 63
+
 // Replacement is the Replacement that an instance and a reason have in common, so that asking twice is asking once; n counts
-// those before it that ended and left the instance, from 0.
+// those before it that ended and left the instance, from 0. It becomes a label of the successor: where a long name of the
+// instance leaves no room for the rest, a hash of it stands for its end.
 func Replacement(instance, reason string, n int) string {
-	name := instance + "-" + strings.ToLower(reason)
+	end := "-" + strings.ToLower(reason)
 	if n > 0 {
-		name += "-" + strconv.Itoa(n+1)
+		end += "-" + strconv.Itoa(n+1)
 	}
-	return name
+	if len(instance)+len(end) > label {
+		hash := fmt.Sprintf("-%x", sha256.Sum256([]byte(instance)))[:11]
+		instance = strings.TrimRight(instance[:max(label-len(end)-len(hash), 1)], "-.") + hash
+	}
+	return instance + end
 }
 
 // alphabet leaves out vowels, so that no word comes out, and what is read wrongly (0/o, 1/l), as Kubernetes does.

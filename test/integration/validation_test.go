@@ -118,6 +118,9 @@ func TestWhatTheOperatorCouldNotReadIsRefused(t *testing.T) {
 		object map[string]any
 		want   string
 	}{
+		"a name that is no label": {
+			object("Replacement", strings.Repeat("a", 64), map[string]any{"shard": "db-0", "instance": "db-0-a"}), "metadata.name must be at most 63 characters",
+		},
 		"a number":            {reparent("drainTimeout", "5"), "spec.drainTimeout"},
 		"days":                {reparent("drainTimeout", "7d"), "spec.drainTimeout"},
 		"too long":            {reparent("drainTimeout", "1h"), "spec.drainTimeout must be between 0s and 1m"},

@@ -6,7 +6,6 @@ package request
 
 import (
 	"context"
-	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -18,6 +17,7 @@ import (
 
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/clip"
+	"theseus.dev/theseus/internal/names"
 )
 
 // RetryAfter is how long a replacement that failed stays before it is asked for again.
@@ -63,7 +63,7 @@ type Ask struct {
 
 // Name of the Replacement of an instance for a reason.
 func Name(instance string, reason v1alpha1.Reason) string {
-	return instance + "-" + strings.ToLower(string(reason))
+	return names.Replacement(instance, string(reason), 0)
 }
 
 // Instances are the Pods of instances on a node that are not over yet; surges on their way to it are among them.
