@@ -55,7 +55,8 @@ type Reconciler struct {
 	// Providers replaces the providers of machines. For tests.
 	Providers func(*v1alpha1.NodePolicy) (machine.Provider, error)
 
-	answers map[string]answers // by policy
+	answers map[string]answers            // by policy
+	missed  map[string]map[types.UID]bool // nodes of which it was told, by policy
 }
 
 // retryAtMost bounds the pause before a look at a policy that ended with an error: what fails may be one node's alone, and
@@ -131,6 +132,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	if w.policy == nil {
 		forget(req.Name)
 		delete(r.answers, req.Name)
+		delete(r.missed, req.Name)
 		return reconcile.Result{}, nil
 	}
 	p := w.policy
@@ -223,6 +225,7 @@ func (r *Reconciler) work(ctx context.Context, w *world, provider machine.Provid
 	}
 	plan.summarize(p, waiting)
 	measure(p, &plan, now)
+	r.miss(p, &plan)
 	return next, errs
 }
 

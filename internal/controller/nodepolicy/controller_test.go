@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -377,6 +378,21 @@ func TestAProviderThatIsTurnedOff(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, string(kind), p.Name())
 	}
+}
+
+func TestEveryMissedDeadlineIsCountedOnce(t *testing.T) {
+	tn, _ := old(t, func(p *v1alpha1.NodePolicy) { p.Spec.Freeze = "holidays" })
+	before := testutil.ToFloat64(missedTotal.WithLabelValues("p"))
+	tn.run(10*time.Second, nil)
+	require.InDelta(t, before, testutil.ToFloat64(missedTotal.WithLabelValues("p")), 0, "not yet")
+	tn.clock.Step(time.Hour)
+	young := tn.node("z1")
+	tn.run(30*time.Second, nil)
+	require.InDelta(t, before+1, testutil.ToFloat64(missedTotal.WithLabelValues("p")), 0)
+	require.InDelta(t, 1, testutil.ToFloat64(overdue.WithLabelValues("p")), 0)
+	tn.clock.Step(11 * time.Hour)
+	tn.run(10*time.Second, nil)
+	require.InDelta(t, before+2, testutil.ToFloat64(missedTotal.WithLabelValues("p")), 0, "%s, too", young)
 }
 
 func TestBudgets(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"theseus.dev/theseus/api/v1alpha1"
@@ -18,6 +19,9 @@ var (
 	frozen    = gauge("theseus_node_frozen", "1 while nodes of a NodePolicy may not begin to go.")
 	inFlight  = gauge("theseus_node_rotations_in_flight", "Nodes of a NodePolicy on their way out.")
 
+	missedTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "theseus_node_deadlines_missed_total", Help: "Nodes of a NodePolicy that became older than allowed.",
+	}, []string{"policy"})
 	rotationsTotal = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "theseus_node_rotations_total", Help: "Rotations of nodes that ended, by outcome.",
 	}, []string{"policy", "outcome"})
@@ -38,7 +42,7 @@ func init() {
 	for _, g := range gauges() {
 		metrics.Registry.MustRegister(g)
 	}
-	metrics.Registry.MustRegister(rotationsTotal, refusalsTotal)
+	metrics.Registry.MustRegister(missedTotal, rotationsTotal, refusalsTotal)
 }
 
 // reset ends the gauges of every policy: a replica that leads no longer knows nothing of them.
@@ -63,7 +67,7 @@ func measure(p *v1alpha1.NodePolicy, pl *planned, now time.Time) {
 	}
 	oldestAge.WithLabelValues(p.Name).Set(age)
 	maxAge.WithLabelValues(p.Name).Set(p.Spec.MaxAge.Seconds())
-	overdue.WithLabelValues(p.Name).Set(float64(pl.overdue))
+	overdue.WithLabelValues(p.Name).Set(float64(len(pl.overdue)))
 	holds.WithLabelValues(p.Name).Set(one(isTrue(p, v1alpha1.ConditionPlanHolds)))
 	frozen.WithLabelValues(p.Name).Set(one(isTrue(p, v1alpha1.ConditionFrozen)))
 	n := 0
@@ -73,6 +77,22 @@ func measure(p *v1alpha1.NodePolicy, pl *planned, now time.Time) {
 		}
 	}
 	inFlight.WithLabelValues(p.Name).Set(float64(n))
+}
+
+// miss counts the nodes that have become older than allowed, each once.
+func (r *Reconciler) miss(p *v1alpha1.NodePolicy, pl *planned) {
+	missed := map[types.UID]bool{}
+	counter := missedTotal.WithLabelValues(p.Name)
+	for _, uid := range pl.overdue {
+		missed[uid] = true
+		if !r.missed[p.Name][uid] {
+			counter.Inc()
+		}
+	}
+	if r.missed == nil {
+		r.missed = map[string]map[types.UID]bool{}
+	}
+	r.missed[p.Name] = missed
 }
 
 func one(b bool) float64 {

@@ -8,6 +8,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"theseus.dev/theseus/api/v1alpha1"
@@ -85,8 +86,8 @@ type planned struct {
 	lifetime.Plan
 	// nodes that the plan's slots index.
 	nodes []*corev1.Node
-	// overdue is how many are older than allowed now.
-	overdue int
+	// overdue are those that are older than allowed now.
+	overdue []types.UID
 	// resting says of nodes, by name, why they alone are left alone for a while.
 	resting map[string]string
 }
@@ -109,7 +110,7 @@ func makePlan(p *v1alpha1.NodePolicy, nodes []*corev1.Node, frozen map[string]st
 			InFlight: rot != nil && underWay(rot), Frozen: resting[n.Name],
 		}
 		if now.Sub(n.CreationTimestamp.Time) > maxAge {
-			out.overdue++
+			out.overdue = append(out.overdue, n.UID)
 		}
 	}
 	for z, why := range frozen {
