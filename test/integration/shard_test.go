@@ -214,6 +214,38 @@ func TestKeptVolumesOutliveTheNextDatabaseOfThatName(t *testing.T) {
 	require.Nil(t, b.claims()[kept.Name].DeletionTimestamp)
 }
 
+// Secrets that were deleted come back so that nobody notices: the password is the one PostgreSQL knows, and the certificates
+// that are in use are trusted.
+func TestDeletedSecretsComeBackAsTheyMustBe(t *testing.T) {
+	b := newBed(t)
+	b.operator("op")
+	b.database()
+	b.untilReady()
+	read := func(name string) map[string][]byte {
+		s := &corev1.Secret{}
+		if err := cluster.client.Get(b.ctx, client.ObjectKey{Namespace: b.namespace, Name: name}, s); client.IgnoreNotFound(err) != nil {
+			require.NoError(t, err)
+		}
+		return s.Data
+	}
+	app, ca, leaf := read("db-app"), read("db-ca"), read("db-0-agent-tls")
+	require.Equal(t, app["password"], ca["app-password"])
+
+	b.delete(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: b.namespace, Name: "db-app"}})
+	b.until("the application's Secret is back", func() bool { return len(read("db-app")["uri"]) > 0 })
+	require.Equal(t, app, read("db-app"))
+
+	b.delete(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: b.namespace, Name: "db-ca"}})
+	b.until("there is an authority again, which agents trust", func() bool {
+		now := read("db-ca")
+		return len(now["app-password"]) > 0 && string(now["ca.crt"]) != string(ca["ca.crt"]) && string(read("db-0-agent-tls")["ca.crt"]) == string(now["ca.crt"])
+	})
+	require.Contains(t, string(read("db-ca")["ca.crt"]), string(ca["ca.crt"]))
+	require.Equal(t, app["password"], read("db-ca")["app-password"])
+	require.Equal(t, leaf["tls.crt"], read("db-0-agent-tls")["tls.crt"])
+	b.untilReady()
+}
+
 // What people make has none of our labels, so the operator's cache does not show it. Once it is out of the way the Database
 // goes on, although nothing tells the operator.
 func TestANameThatIsTakenIsNotTakenOver(t *testing.T) {
