@@ -210,7 +210,7 @@ func conditions(s *State, p Params, ready int, acting bool, objectsErr error) []
 	case redundant.Status != metav1.ConditionTrue:
 		all = condition(v1alpha1.ConditionReady, false, redundant.Reason, redundant.Message)
 	case ready < s.Wanted:
-		all = condition(v1alpha1.ConditionReady, false, "InstancesMissing", fmt.Sprintf("%d of %d instances are ready", ready, s.Wanted))
+		all = condition(v1alpha1.ConditionReady, false, "InstancesMissing", fmt.Sprintf("%d of %d instances are ready", ready, s.Wanted)+trouble(s))
 	}
 	return []metav1.Condition{all, writable, redundant, progressing}
 }
@@ -248,22 +248,36 @@ func writableCondition(s *State, p Params) metav1.Condition {
 }
 
 func bootstrapMessage(s *State, p Params) string {
-	if s.Bootstrap == nil {
-		var why []string
-		for i := range s.Instances {
-			if m := s.Instances[i].PodMessage; m != "" {
-				why = append(why, s.Instances[i].Name+": "+m)
-			}
-		}
-		if len(why) > 0 {
-			return "waiting for an instance: " + strings.Join(why, "; ")
-		}
-		return "waiting for the first instance"
+	switch {
+	case s.Bootstrap == nil:
+		return "waiting for the first instance" + trouble(s)
+	case s.primary(p) == nil:
+		return "waiting for " + s.Bootstrap.Instance + " to create the database system" + trouble(s)
 	}
-	if s.primary(p) == nil {
-		return "waiting for " + s.Bootstrap.Instance + " to create the database system"
+	return fmt.Sprintf("waiting for %d standbys, whose acknowledgement the first commit takes", quorum.DefaultAcks(s.Wanted)) + trouble(s)
+}
+
+// tooFewNodes is what to do when instances do not find a node without another of their shard.
+const tooFewNodes = "every instance of a shard needs a node of its own: add nodes, or, on a test cluster, create the Database with spec.scheduling.allowSharedNodes"
+
+// trouble is why instances do not run, as far as Kubernetes knows, to be appended to what that means; empty when it knows
+// nothing. What to do about it comes first, since a long message is cut.
+func trouble(s *State) string {
+	var why []string
+	for i := range s.Instances {
+		it := &s.Instances[i]
+		if it.PodMessage == "" {
+			continue
+		}
+		if it.Unschedulable && strings.Contains(it.PodMessage, "anti-affinity") && !slices.Contains(why, tooFewNodes) {
+			why = slices.Insert(why, 0, tooFewNodes)
+		}
+		why = append(why, it.Name+": "+clip.Bytes(it.PodMessage, 300))
 	}
-	return fmt.Sprintf("waiting for %d standbys, whose acknowledgement the first commit takes", quorum.DefaultAcks(s.Wanted))
+	if len(why) == 0 {
+		return ""
+	}
+	return ": " + strings.Join(why, "; ")
 }
 
 func silence(it *Instance) string {
@@ -284,7 +298,7 @@ func degraded(s *State, p Params) string {
 	latest, _ := s.Record.Latest()
 	primary := s.established(p)
 	if primary == nil {
-		return "there is no established primary"
+		return "there is no established primary" + trouble(s)
 	}
 	heard := 0
 	for _, m := range latest.Members {
@@ -292,7 +306,7 @@ func degraded(s *State, p Params) string {
 			heard++
 		}
 	}
-	return fmt.Sprintf("%d of %d standbys are in the cohort and stream", heard, max(s.Wanted-1, 0))
+	return fmt.Sprintf("%d of %d standbys are in the cohort and stream", heard, max(s.Wanted-1, 0)) + trouble(s)
 }
 
 func condition(kind string, status bool, reason, message string) metav1.Condition {
