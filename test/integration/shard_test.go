@@ -12,6 +12,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -20,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/controller/shard"
 )
 
 func TestADatabaseBecomesReady(t *testing.T) {
@@ -244,6 +246,23 @@ func TestDeletedSecretsComeBackAsTheyMustBe(t *testing.T) {
 	require.Equal(t, app["password"], read("db-ca")["app-password"])
 	require.Equal(t, leaf["tls.crt"], read("db-0-agent-tls")["tls.crt"])
 	b.untilReady()
+}
+
+// What the API server lacks is said by the conditions, and noticed soon after it is there.
+func TestAnInstanceThatIsRefusedIsSeen(t *testing.T) {
+	b := newBed(t)
+	b.operator("op")
+	class := &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: "gold-" + b.namespace}, Value: 1000}
+	db := b.database(func(db *v1alpha1.Database) { db.Spec.Scheduling.PriorityClassName = class.Name })
+	b.until("the Database says so", func() bool {
+		require.NoError(t, cluster.client.Get(b.ctx, client.ObjectKeyFromObject(db), db))
+		c := meta.FindStatusCondition(db.Status.Conditions, v1alpha1.ConditionReady)
+		return c != nil && c.Reason == shard.ReasonInstanceRefused && strings.Contains(c.Message, class.Name)
+	})
+	require.LessOrEqual(t, len(b.claims()), 3)
+	require.NoError(t, cluster.client.Create(b.ctx, class))
+	b.untilReady()
+	require.Len(t, b.claims(), 3)
 }
 
 // What people make has none of our labels, so the operator's cache does not show it. Once it is out of the way the Database

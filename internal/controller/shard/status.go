@@ -80,6 +80,9 @@ func (r *Reconciler) summarize(ctx context.Context, shard *v1alpha1.Shard, s *St
 // ReasonDeleting is why a Shard or a Database that is being deleted is not Ready.
 const ReasonDeleting = "Deleting"
 
+// ReasonInstanceRefused is why a Shard is not Ready whose instances the API server does not let be made.
+const ReasonInstanceRefused = "InstanceRefused"
+
 // saysDeleting writes what a Shard being deleted waits for.
 func (r *Reconciler) saysDeleting(ctx context.Context, shard *v1alpha1.Shard, pods []corev1.Pod) error {
 	before := shard.DeepCopy()
@@ -143,6 +146,8 @@ func (r *Reconciler) instanceStatus(shard *v1alpha1.Shard, s *State, it *Instanc
 	}
 	is.Message = firstOf(r.tasks.lastError(client.ObjectKeyFromObject(shard), it.Name), it.Status.GetMessage())
 	switch {
+	case it.Refused != "":
+		is.Message = "the API server refuses its Pod: " + it.Refused
 	case !it.HasPod:
 		is.Message = "its Pod is gone"
 	case it.PodMessage != "":
@@ -158,6 +163,8 @@ func roleName(s *State, p Params, it *Instance) (role string, ready bool) {
 	latest, _ := s.Record.Latest()
 	primary := s.established(p)
 	switch {
+	case it.Refused != "" && !it.leaving():
+		return roleStarting, false
 	case it.leaving() || !it.HasPod:
 		return roleLeaving, false
 	case it.alive(p) && it.Status.GetRole() == agentpb.Role_PRIMARY && latest.Primary == it.Name:
@@ -212,6 +219,9 @@ func conditions(s *State, p Params, ready int, acting bool, objectsErr error) []
 	case ready < s.Wanted:
 		all = condition(v1alpha1.ConditionReady, false, "InstancesMissing", fmt.Sprintf("%d of %d instances are ready", ready, s.Wanted)+trouble(s))
 	}
+	if refused := s.refused(); len(refused) > 0 && objectsErr == nil && all.Status != metav1.ConditionTrue {
+		all = condition(v1alpha1.ConditionReady, false, ReasonInstanceRefused, "the API server refuses "+strings.Join(refused, "; "))
+	}
 	return []metav1.Condition{all, writable, redundant, progressing}
 }
 
@@ -264,6 +274,9 @@ const tooFewNodes = "every instance of a shard needs a node of its own: add node
 // nothing. What to do about it comes first, since a long message is cut.
 func trouble(s *State) string {
 	var why []string
+	for _, refused := range s.refused() {
+		why = append(why, "the API server refuses "+clip.Bytes(refused, 300))
+	}
 	for i := range s.Instances {
 		it := &s.Instances[i]
 		if it.PodMessage == "" {
@@ -284,6 +297,8 @@ func silence(it *Instance) string {
 	switch {
 	case it == nil:
 		return "it is gone"
+	case it.Refused != "":
+		return "the API server refuses its Pod: " + it.Refused
 	case !it.HasPod:
 		return "its Pod is gone"
 	case it.PodMessage != "":
