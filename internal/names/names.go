@@ -19,7 +19,8 @@ func OperatorLabels() map[string]string {
 // Shard is the name of the Shard with that index.
 func Shard(database string, index int32) string { return database + "-" + strconv.Itoa(int(index)) }
 
-// Authority is the Secret with a Database's certificate authorities. Nothing but the operator reads it.
+// Authority is the Secret with a Database's certificate authorities and a copy of the application's password. Nothing but the
+// operator reads it.
 func Authority(database string) string { return database + "-ca" }
 
 // Application is the Secret with the application role's password and how to connect.

@@ -12,6 +12,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -20,6 +21,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/controller/shard"
 )
 
 func TestADatabaseBecomesReady(t *testing.T) {
@@ -212,6 +214,55 @@ func TestKeptVolumesOutliveTheNextDatabaseOfThatName(t *testing.T) {
 	})
 	b.until("its claims are gone", func() bool { return len(b.claims()) == 1 })
 	require.Nil(t, b.claims()[kept.Name].DeletionTimestamp)
+}
+
+// Secrets that were deleted come back so that nobody notices: the password is the one PostgreSQL knows, and the certificates
+// that are in use are trusted.
+func TestDeletedSecretsComeBackAsTheyMustBe(t *testing.T) {
+	b := newBed(t)
+	b.operator("op")
+	b.database()
+	b.untilReady()
+	read := func(name string) map[string][]byte {
+		s := &corev1.Secret{}
+		if err := cluster.client.Get(b.ctx, client.ObjectKey{Namespace: b.namespace, Name: name}, s); client.IgnoreNotFound(err) != nil {
+			require.NoError(t, err)
+		}
+		return s.Data
+	}
+	app, ca, leaf := read("db-app"), read("db-ca"), read("db-0-agent-tls")
+	require.Equal(t, app["password"], ca["app-password"])
+
+	b.delete(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: b.namespace, Name: "db-app"}})
+	b.until("the application's Secret is back", func() bool { return len(read("db-app")["uri"]) > 0 })
+	require.Equal(t, app, read("db-app"))
+
+	b.delete(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: b.namespace, Name: "db-ca"}})
+	b.until("there is an authority again, which agents trust", func() bool {
+		now := read("db-ca")
+		return len(now["app-password"]) > 0 && string(now["ca.crt"]) != string(ca["ca.crt"]) && string(read("db-0-agent-tls")["ca.crt"]) == string(now["ca.crt"])
+	})
+	require.Contains(t, string(read("db-ca")["ca.crt"]), string(ca["ca.crt"]))
+	require.Equal(t, app["password"], read("db-ca")["app-password"])
+	require.Equal(t, leaf["tls.crt"], read("db-0-agent-tls")["tls.crt"])
+	b.untilReady()
+}
+
+// What the API server lacks is said by the conditions, and noticed soon after it is there.
+func TestAnInstanceThatIsRefusedIsSeen(t *testing.T) {
+	b := newBed(t)
+	b.operator("op")
+	class := &schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: "gold-" + b.namespace}, Value: 1000}
+	db := b.database(func(db *v1alpha1.Database) { db.Spec.Scheduling.PriorityClassName = class.Name })
+	b.until("the Database says so", func() bool {
+		require.NoError(t, cluster.client.Get(b.ctx, client.ObjectKeyFromObject(db), db))
+		c := meta.FindStatusCondition(db.Status.Conditions, v1alpha1.ConditionReady)
+		return c != nil && c.Reason == shard.ReasonInstanceRefused && strings.Contains(c.Message, class.Name)
+	})
+	require.LessOrEqual(t, len(b.claims()), 3)
+	require.NoError(t, cluster.client.Create(b.ctx, class))
+	b.untilReady()
+	require.Len(t, b.claims(), 3)
 }
 
 // What people make has none of our labels, so the operator's cache does not show it. Once it is out of the way the Database

@@ -20,6 +20,10 @@ import (
 	"theseus.dev/theseus/internal/pki"
 )
 
+// KeyPassword is the key of the authority's Secret with a copy of the application's password. It is there because nobody but
+// the operator has to do with that Secret; rotating the authority leaves it alone.
+const KeyPassword = "app-password"
+
 // Did is what EnsureAuthority did; the zero value is nothing.
 type Did struct {
 	// Kind of the event that tells it, and What, in words.
@@ -48,9 +52,14 @@ func EnsureAuthority(ctx context.Context, c client.Client, live client.Reader, d
 	if err != nil || !changed {
 		return set, Did{}, err
 	}
-	if secret.Data, err = set.Data(); err != nil {
+	data, err := set.Data()
+	if err != nil {
 		return nil, Did{}, err
 	}
+	if password, ok := secret.Data[KeyPassword]; ok {
+		data[KeyPassword] = password
+	}
+	secret.Data = data
 	// Update compares resource versions: two operators cannot both take the step.
 	return set, Did{corev1.EventTypeNormal, "rotated the certificate authority by one step"}, c.Update(ctx, secret)
 }

@@ -2,7 +2,6 @@ package database
 
 import (
 	"context"
-	"crypto/rand"
 	"fmt"
 	"maps"
 	"net"
@@ -19,18 +18,22 @@ import (
 	"theseus.dev/theseus/internal/pki"
 )
 
-// ensureApplication keeps the Secret an application connects with. The password is made once and never changed; where
+// ensureApplication keeps the Secret an application connects with. The password is made once and never changed by us; where
 // to connect and whom to trust follow the Database.
 func (r *Reconciler) ensureApplication(ctx context.Context, db *v1alpha1.Database, authority *pki.Set) error {
+	password, restored, err := r.password(ctx, db)
+	if err != nil {
+		return err
+	}
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: db.Namespace, Name: names.Application(db.Name)}}
-	_, err := owned.Apply(ctx, r.Client, r.Live, db, secret, func() {
+	_, err = owned.Apply(ctx, r.Client, r.Live, db, secret, func() {
 		owned.SetLabels(secret, map[string]string{v1alpha1.LabelDatabase: db.Name, "app.kubernetes.io/managed-by": "theseus"})
 		data := maps.Clone(secret.Data)
 		if data == nil {
 			data = map[string][]byte{}
 		}
-		if len(data["password"]) == 0 {
-			data["password"] = []byte(rand.Text() + rand.Text()[:6])
+		if len(data["password"]) == 0 { // who changes it may have been quicker than we
+			data["password"] = password
 		}
 		maps.Copy(data, r.connection(db, string(data["password"])))
 		data["ca.crt"] = authority.Bundle()
@@ -38,6 +41,10 @@ func (r *Reconciler) ensureApplication(ctx context.Context, db *v1alpha1.Databas
 	})
 	if err != nil {
 		return fmt.Errorf("Secret %s: %w", secret.Name, err)
+	}
+	if restored {
+		r.Recorder.Eventf(db, nil, corev1.EventTypeWarning, "PasswordRestored", "EnsureApplication",
+			"The password was gone from Secret %s: restored from the copy in %s", secret.Name, names.Authority(db.Name))
 	}
 	return nil
 }

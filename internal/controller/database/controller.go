@@ -5,6 +5,7 @@ package database
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -69,10 +70,14 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 	if statusErr := r.updateStatus(ctx, db, shards, err); err == nil {
 		err = statusErr
 	}
-	return reconcile.Result{RequeueAfter: next}, err
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	return reconcile.Result{RequeueAfter: next}, nil
 }
 
-// ensure makes everything the Database owns and says when to look again.
+// ensure makes everything the Database owns and says when to look again. A lost password keeps nothing else from being done:
+// the shards are returned with the error.
 func (r *Reconciler) ensure(ctx context.Context, db *v1alpha1.Database) ([]v1alpha1.Shard, time.Duration, error) {
 	now := r.Clock.Now()
 	authority, did, err := certificates.EnsureAuthority(ctx, r.Client, r.Live, db, now)
@@ -82,8 +87,9 @@ func (r *Reconciler) ensure(ctx context.Context, db *v1alpha1.Database) ([]v1alp
 	if did.What != "" {
 		r.Recorder.Eventf(db, nil, did.Kind, "Certificates", "EnsureAuthority", "%s", did.What)
 	}
-	if err := r.ensureApplication(ctx, db, authority); err != nil {
-		return nil, 0, err
+	lost := r.ensureApplication(ctx, db, authority)
+	if is := (*passwordLostError)(nil); lost != nil && !errors.As(lost, &is) {
+		return nil, 0, lost
 	}
 	if err := r.ensureServices(ctx, db); err != nil {
 		return nil, 0, err
@@ -96,7 +102,7 @@ func (r *Reconciler) ensure(ctx context.Context, db *v1alpha1.Database) ([]v1alp
 		}
 		shards = append(shards, *sh)
 	}
-	return shards, max(authority.NextStep().Sub(now), time.Second), nil
+	return shards, max(authority.NextStep().Sub(now), time.Second), lost
 }
 
 func (r *Reconciler) ensureShard(ctx context.Context, db *v1alpha1.Database, index int32) (*v1alpha1.Shard, error) {

@@ -1,10 +1,13 @@
 package database
 
 import (
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,7 +22,9 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/controller/certificates"
 	"theseus.dev/theseus/internal/controller/shard"
+	"theseus.dev/theseus/internal/pki"
 )
 
 // desk is a Reconciler over a fake API server, with a Database of one shard that was let to its clients.
@@ -118,4 +123,116 @@ func TestADatabaseBeingDeletedSaysWhatItWaitsFor(t *testing.T) {
 	require.NoError(t, d.Client.Update(t.Context(), sh))
 	require.NoError(t, d.reconcile())
 	require.Error(t, d.Client.Get(t.Context(), client.ObjectKeyFromObject(db), db), "gone")
+}
+
+// bootstrapped marks the shard as one whose PostgreSQL was told the password.
+func (d *desk) bootstrapped() {
+	d.t.Helper()
+	sh := &v1alpha1.Shard{}
+	d.get("db-0", sh)
+	sh.Status.Bootstrap = &v1alpha1.BootstrapStatus{Instance: "db-0-a"}
+	require.NoError(d.t, d.Client.Status().Update(d.t.Context(), sh))
+}
+
+// secret is the data of a Secret; delete removes the Secret, edit changes it as a person would.
+func (d *desk) secret(name string) map[string][]byte {
+	d.t.Helper()
+	s := &corev1.Secret{}
+	d.get(name, s)
+	return s.Data
+}
+
+func (d *desk) delete(name string) {
+	d.t.Helper()
+	require.NoError(d.t, d.Client.Delete(d.t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name}}))
+}
+
+func (d *desk) edit(name string, edit func(map[string][]byte)) {
+	d.t.Helper()
+	s := &corev1.Secret{}
+	d.get(name, s)
+	edit(s.Data)
+	require.NoError(d.t, d.Client.Update(d.t.Context(), s))
+}
+
+func TestADeletedPasswordComesBackAsItWas(t *testing.T) {
+	d := newDesk(t)
+	require.NoError(t, d.reconcile())
+	password := string(d.secret("db-app")["password"])
+	require.Len(t, password, 32)
+	require.Equal(t, password, string(d.secret("db-ca")[certificates.KeyPassword]))
+	for _, e := range d.told() {
+		require.NotContains(t, e, "PasswordRestored")
+	}
+	d.bootstrapped()
+	for _, gone := range []func(){
+		func() { d.delete("db-app") },
+		func() { d.edit("db-app", func(data map[string][]byte) { delete(data, "password") }) },
+	} {
+		gone()
+		require.NoError(t, d.reconcile())
+		require.Equal(t, password, string(d.secret("db-app")["password"]))
+		require.Contains(t, string(d.secret("db-app")["uri"]), password)
+		require.Contains(t, strings.Join(d.told(), "\n"), "Warning PasswordRestored")
+	}
+}
+
+func TestTheCopyFollowsAPasswordThatIsChanged(t *testing.T) {
+	d := newDesk(t)
+	require.NoError(t, d.reconcile())
+	d.bootstrapped()
+	d.edit("db-app", func(data map[string][]byte) { data["password"] = []byte("chosen") })
+	require.NoError(t, d.reconcile())
+	require.Equal(t, "chosen", string(d.secret("db-ca")[certificates.KeyPassword]))
+	require.Contains(t, string(d.secret("db-app")["uri"]), "chosen")
+	d.delete("db-ca") // the authority goes, and the copy with it
+	require.NoError(t, d.reconcile())
+	require.Equal(t, "chosen", string(d.secret("db-ca")[certificates.KeyPassword]))
+	d.delete("db-app")
+	require.NoError(t, d.reconcile())
+	require.Equal(t, "chosen", string(d.secret("db-app")["password"]))
+}
+
+func TestTheCopySurvivesTheRotationOfTheAuthority(t *testing.T) {
+	d := newDesk(t)
+	clock := clocktesting.NewFakePassiveClock(d.Clock.Now())
+	d.Clock = clock
+	require.NoError(t, d.reconcile())
+	password := d.secret("db-app")["password"]
+	for range 4 {
+		before := d.secret("db-ca")
+		clock.SetTime(clock.Now().Add(pki.AuthorityRenewAfter))
+		d.delete("db-app")
+		require.NoError(t, d.reconcile())
+		require.NotEqual(t, before[pki.KeyBundle], d.secret("db-ca")[pki.KeyBundle])
+		require.Equal(t, password, d.secret("db-app")["password"])
+	}
+}
+
+func TestALostPasswordIsNotMadeUp(t *testing.T) {
+	d := newDesk(t)
+	require.NoError(t, d.reconcile())
+	d.bootstrapped()
+	d.delete("db-app")
+	d.edit("db-ca", func(data map[string][]byte) { delete(data, certificates.KeyPassword) }) // as an older operator left it
+	for range 2 {
+		require.ErrorContains(t, d.reconcile(), "the password of role app")
+		require.Equal(t, "PasswordLost", d.ready().Reason)
+		require.Contains(t, d.ready().Message, "into the key app-password of Secret db-ca")
+		require.True(t, apierrors.IsNotFound(d.Client.Get(t.Context(), client.ObjectKey{Namespace: "ns", Name: "db-app"}, &corev1.Secret{})))
+	}
+	db := &v1alpha1.Database{}
+	d.get("db", db)
+	require.Equal(t, "0/1", db.Status.Shards, "the rest of the status is kept true")
+	db.Spec.Instances = 5
+	require.NoError(t, d.Client.Update(t.Context(), db))
+	require.Error(t, d.reconcile())
+	sh := &v1alpha1.Shard{}
+	d.get("db-0", sh)
+	require.EqualValues(t, 5, sh.Spec.Template.Instances, "and the shards hear of changes")
+
+	d.edit("db-ca", func(data map[string][]byte) { data[certificates.KeyPassword] = []byte("chosen") })
+	require.NoError(t, d.reconcile())
+	require.Equal(t, "chosen", string(d.secret("db-app")["password"]))
+	require.NotEqual(t, "PasswordLost", d.ready().Reason)
 }

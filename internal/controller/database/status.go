@@ -20,27 +20,35 @@ import (
 	"theseus.dev/theseus/internal/names"
 )
 
-// updateStatus writes the sum of the shards. With ensureErr set the shards may be missing: the status then says why and
-// keeps what was known.
+// updateStatus writes the sum of the shards. With ensureErr set the Database is not Ready for that, and the shards may be
+// missing: the status then keeps what was known.
 func (r *Reconciler) updateStatus(ctx context.Context, db *v1alpha1.Database, shards []v1alpha1.Shard, ensureErr error) error {
 	before := db.DeepCopy()
-	if ensureErr != nil {
-		var taken *owned.TakenError
-		reason := "EnsureFailed"
-		if errors.As(ensureErr, &taken) {
-			reason = "NameTaken"
-		}
-		meta.SetStatusCondition(&db.Status.Conditions, metav1.Condition{
-			Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: reason,
-			Message: ensureErr.Error(), ObservedGeneration: db.Generation,
-		})
+	if ensureErr != nil && shards == nil {
+		meta.SetStatusCondition(&db.Status.Conditions, failed(db, ensureErr))
 	} else {
-		Sum(db, shards)
+		Sum(db, shards, ensureErr)
 	}
 	if equality.Semantic.DeepEqual(before.Status, db.Status) {
 		return nil
 	}
 	return r.Client.Status().Patch(ctx, db, client.MergeFrom(before))
+}
+
+// failed is the condition Ready of a Database that cannot have all it needs.
+func failed(db *v1alpha1.Database, err error) metav1.Condition {
+	reason := "EnsureFailed"
+	var taken *owned.TakenError
+	var lost *passwordLostError
+	switch {
+	case errors.As(err, &taken):
+		reason = "NameTaken"
+	case errors.As(err, &lost):
+		reason = "PasswordLost"
+	}
+	return metav1.Condition{
+		Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: reason, Message: err.Error(), ObservedGeneration: db.Generation,
+	}
 }
 
 // leaving is a shard that a Database being deleted waits for, and what that waits for.
@@ -73,8 +81,9 @@ func some(shards []string) string {
 }
 
 // Sum fills in the status of db from its shards. A condition is that of all shards: true when true of each, otherwise
-// with the reason of the first of which it is not. Progressing is the other way round.
-func Sum(db *v1alpha1.Database, shards []v1alpha1.Shard) {
+// with the reason of the first of which it is not. Progressing is the other way round. With ensureErr the Database is not
+// Ready, whatever its shards are.
+func Sum(db *v1alpha1.Database, shards []v1alpha1.Shard, ensureErr error) {
 	st := &db.Status
 	st.ObservedGeneration = db.Generation
 	st.Term, st.OldestInstance = 0, nil
@@ -110,6 +119,9 @@ func Sum(db *v1alpha1.Database, shards []v1alpha1.Shard) {
 	for _, kind := range []string{v1alpha1.ConditionReady, v1alpha1.ConditionWritable, v1alpha1.ConditionRedundant, v1alpha1.ConditionProgressing, v1alpha1.ConditionPlanHolds, v1alpha1.ConditionFrozen} {
 		c := sumCondition(kind, shards)
 		c.ObservedGeneration = db.Generation
+		if kind == v1alpha1.ConditionReady && ensureErr != nil {
+			c = failed(db, ensureErr)
+		}
 		meta.SetStatusCondition(&st.Conditions, c)
 	}
 }

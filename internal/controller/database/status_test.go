@@ -49,7 +49,7 @@ func TestOneShardSpeaksForItself(t *testing.T) {
 	sh := shardWith("db-0", "db-0-x", 4, ready())
 	oldest := metav1.NewTime(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC))
 	sh.Status.OldestInstance = &oldest
-	Sum(db, []v1alpha1.Shard{sh})
+	Sum(db, []v1alpha1.Shard{sh}, nil)
 	require.Equal(t, "db-0-x", db.Status.Primary)
 	require.EqualValues(t, 4, db.Status.Term)
 	require.Equal(t, "1/1", db.Status.Shards)
@@ -65,7 +65,7 @@ func TestSeveralShardsAreAsGoodAsTheWorst(t *testing.T) {
 	db := database(3)
 	bad := metav1.Condition{Type: v1alpha1.ConditionReady, Status: metav1.ConditionFalse, Reason: "NoPrimary", Message: "gone"}
 	busy := metav1.Condition{Type: v1alpha1.ConditionProgressing, Status: metav1.ConditionTrue, Reason: "Working", Message: "seeding"}
-	Sum(db, []v1alpha1.Shard{shardWith("db-0", "x", 1, ready()), shardWith("db-1", "", 9, bad), shardWith("db-2", "y", 2, ready(), busy)})
+	Sum(db, []v1alpha1.Shard{shardWith("db-0", "x", 1, ready()), shardWith("db-1", "", 9, bad), shardWith("db-2", "y", 2, ready(), busy)}, nil)
 	require.Equal(t, "2 of 3 shards", db.Status.Primary)
 	require.EqualValues(t, 9, db.Status.Term)
 	require.Equal(t, "2/3", db.Status.Shards)
@@ -84,7 +84,7 @@ func TestAConditionOfAnOlderSpecCountsForNothing(t *testing.T) {
 	db := database(1)
 	stale := ready()
 	stale.ObservedGeneration = 1
-	Sum(db, []v1alpha1.Shard{shardWith("db-0", "x", 1, stale)})
+	Sum(db, []v1alpha1.Shard{shardWith("db-0", "x", 1, stale)}, nil)
 	c := condition(t, db, v1alpha1.ConditionReady)
 	require.Equal(t, metav1.ConditionFalse, c.Status)
 	require.Equal(t, "Pending", c.Reason)

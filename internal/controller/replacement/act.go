@@ -2,10 +2,12 @@ package replacement
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -45,6 +47,9 @@ func (r *Reconciler) surge(ctx context.Context, w *world, rp *v1alpha1.Replaceme
 	made, err := shard.Make(ctx, r.Client, w.shard, a.Instance, s)
 	if made {
 		r.event(w.shard, rp, corev1.EventTypeNormal, "InstanceCreated", a.Kind, "Instance %s: to replace %s (%s)", a.Instance, rp.Spec.Instance, rp.Spec.Reason)
+	}
+	if answer := apierrors.APIStatus(nil); errors.As(err, &answer) && !apierrors.IsConflict(err) {
+		r.event(w.shard, rp, corev1.EventTypeWarning, shard.ReasonInstanceRefused, a.Kind, "The API server refuses %s, to replace %s (%s): %v", a.Instance, rp.Spec.Instance, rp.Spec.Reason, err)
 	}
 	return err
 }

@@ -90,7 +90,7 @@ func (r *Reconciler) SetupWithManager(mgr ctrl.Manager, workers int) error {
 		Watches(&corev1.PersistentVolumeClaim{}, ofShard).
 		Watches(&v1alpha1.Reparent{}, ofShard).
 		WatchesRawSource(source.Func(r.watchObserver)).
-		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
+		WithOptions(controller.Options{MaxConcurrentReconciles: workers, RateLimiter: shard.RateLimiter()}).
 		Complete(r)
 }
 

@@ -9,10 +9,12 @@ import (
 
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/events"
@@ -71,6 +73,12 @@ func newDesk(t *testing.T, objects ...client.Object) *desk {
 					return d.funcs.SubResourcePatch(ctx, c, sub, o, p, opts...)
 				}
 				return c.SubResource(sub).Patch(ctx, o, p, opts...)
+			},
+			Create: func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
+				if d.funcs.Create != nil {
+					return d.funcs.Create(ctx, c, o, opts...)
+				}
+				return c.Create(ctx, o, opts...)
 			},
 		}).Build()
 	watching := observer.New(observer.Options{Clock: d.clock})
@@ -351,6 +359,18 @@ func TestWhatWasNotStoredIsNotDone(t *testing.T) {
 	claim := &corev1.PersistentVolumeClaim{}
 	require.NoError(t, d.Client.Get(context.Background(), client.ObjectKey{Namespace: "ns", Name: "d"}, claim))
 	require.Equal(t, "r", claim.Labels[v1alpha1.LabelReplacement])
+}
+
+func TestASurgeThatIsRefusedIsTold(t *testing.T) {
+	d := newDesk(t, aShard(), wanted("r", "b", v1alpha1.ReasonRequested, begun))
+	d.funcs.Create = func(ctx context.Context, c client.WithWatch, o client.Object, opts ...client.CreateOption) error {
+		if _, ok := o.(*corev1.Pod); ok {
+			return apierrors.NewForbidden(schema.GroupResource{Resource: "pods"}, o.GetName(), errors.New("exceeded quota"))
+		}
+		return c.Create(ctx, o, opts...)
+	}
+	require.Error(t, d.surge(t.Context(), d.world("r"), d.get("r"), replacement.Action{Kind: replacement.Surge, Instance: "d"}))
+	require.Contains(t, <-d.Recorder.(*events.FakeRecorder).Events, `Warning InstanceRefused The API server refuses d, to replace b (Requested): pods "d" is forbidden: exceeded quota`)
 }
 
 func TestOldOnesAreRemoved(t *testing.T) {

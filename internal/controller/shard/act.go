@@ -52,8 +52,7 @@ func (r *Reconciler) actOne(ctx context.Context, shard *v1alpha1.Shard, s *State
 	case CreateInstance:
 		return r.createInstance(ctx, shard, s, m, a)
 	case RestartInstance:
-		m.expected[a.Instance] = s.Now
-		return r.createPod(ctx, shard, a.Instance, "InstanceRestarted", a.Why)
+		return r.createPod(ctx, shard, s, m, a.Instance, "InstanceRestarted", a.Why)
 	case DeletePod:
 		return r.deletePod(ctx, shard, s, a)
 	case DeleteClaim:
@@ -76,6 +75,9 @@ func (r *Reconciler) event(shard *v1alpha1.Shard, kind, reason, action, note str
 }
 
 func (r *Reconciler) createInstance(ctx context.Context, shard *v1alpha1.Shard, s *State, m *memory, a *Action) error {
+	if !m.mayAsk(another, s.Now) {
+		return nil
+	}
 	name := names.Instance(shard.Name, r.Draw)
 	for tries := 0; s.instance(name) != nil; tries++ {
 		if tries > 100 {
@@ -85,18 +87,22 @@ func (r *Reconciler) createInstance(ctx context.Context, shard *v1alpha1.Shard, 
 	}
 	// A name that was taken by something we do not see fails here, before anything runs.
 	if err := createClaim(ctx, r.Client, shard, newClaim(shard, name)); err != nil {
-		return err
+		return r.asked(ctx, shard, s, m, another, err)
 	}
-	m.expected[name] = s.Now
-	return r.createPod(ctx, shard, name, "InstanceCreated", a.Why)
+	delete(m.refused, another)
+	return r.createPod(ctx, shard, s, m, name, "InstanceCreated", a.Why)
 }
 
-func (r *Reconciler) createPod(ctx context.Context, shard *v1alpha1.Shard, name, reason, why string) error {
+func (r *Reconciler) createPod(ctx context.Context, shard *v1alpha1.Shard, s *State, m *memory, name, reason, why string) error {
+	if !m.mayAsk(name, s.Now) {
+		return nil
+	}
+	m.expected[name] = s.Now
 	made, err := createPod(ctx, r.Client, shard, newPod(shard, name, nil))
 	if made {
 		r.event(shard, corev1.EventTypeNormal, reason, string(CreateInstance), "Instance %s: %s", name, why)
 	}
-	return err
+	return r.asked(ctx, shard, s, m, name, err)
 }
 
 // settle has the Pod of a surge keep others of the shard off its node, now that it has one.

@@ -198,6 +198,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, err
 	}
 	actions := Plan(s, r.Params)
+	s.wanted(m, actions)
 	// What could not be ensured must not keep a member that died in the cohort: instances are looked after anyway.
 	err = errors.Join(objectsErr, r.act(ctx, shard, s, m, actions), r.resizeClaims(ctx, shard))
 	if allConflicts(objectsErr) {

@@ -2,7 +2,10 @@ package shard
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
+	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/events"
 	clocktesting "k8s.io/utils/clock/testing"
@@ -127,4 +131,96 @@ func TestAShardBeingDeletedSaysWhatItWaitsFor(t *testing.T) {
 	require.NoError(t, d.Client.Update(t.Context(), &slow))
 	d.reconcile()
 	require.True(t, apierrors.IsNotFound(d.Client.Get(t.Context(), client.ObjectKey{Namespace: "ns", Name: "db-0"}, &v1alpha1.Shard{})))
+}
+
+func (d *desk) claims() []corev1.PersistentVolumeClaim {
+	d.t.Helper()
+	list := &corev1.PersistentVolumeClaimList{}
+	require.NoError(d.t, d.Client.List(d.t.Context(), list))
+	return list.Items
+}
+
+// refusing is an API server that lacks something an object of that kind needs.
+func refusing(kind client.Object, why string) func(client.Object) error {
+	return func(o client.Object) error {
+		if reflect.TypeOf(o) != reflect.TypeOf(kind) {
+			return nil
+		}
+		return apierrors.NewForbidden(schema.GroupResource{Resource: "things"}, o.GetName(), errors.New(why))
+	}
+}
+
+// run has the shard looked at as often as its controller asks for, for that long.
+func (d *desk) run(t time.Duration) (looks int) {
+	d.t.Helper()
+	for end := d.clock.Now().Add(t); d.clock.Now().Before(end); looks++ {
+		after := d.reconcile().RequeueAfter
+		require.Positive(d.t, after)
+		require.LessOrEqual(d.t, after, 10*time.Second)
+		d.clock.Step(after)
+	}
+	return looks
+}
+
+func TestAPodThatIsRefusedIsSeenAndTriedAgain(t *testing.T) {
+	d := newDesk(t)
+	const why = "no PriorityClass with name gold was found"
+	d.create = refusing(&corev1.Pod{}, why)
+	d.reconcile()
+	require.Contains(t, strings.Join(d.told(), "\n"), "Warning InstanceRefused The API server refuses the Pod of db-0-")
+	d.run(time.Minute)
+	require.Empty(t, d.pods())
+	require.Len(t, d.claims(), 3, "those there are, are used")
+	ready := d.condition(v1alpha1.ConditionReady)
+	require.Equal(t, metav1.ConditionFalse, ready.Status)
+	require.Equal(t, ReasonInstanceRefused, ready.Reason)
+	require.Contains(t, ready.Message, why)
+	require.Contains(t, d.condition(v1alpha1.ConditionWritable).Message, "waiting for the first instance: the API server refuses db-0-")
+	require.Contains(t, d.condition(v1alpha1.ConditionWritable).Message, why)
+	for _, is := range d.shard().Status.Instances {
+		require.Equal(t, "starting", is.Role)
+		require.Contains(t, is.Message, "the API server refuses its Pod: ")
+	}
+	asked := 0
+	d.create = func(o client.Object) error {
+		if _, ok := o.(*corev1.Pod); ok {
+			asked++
+		}
+		return refusing(&corev1.Pod{}, why)(o)
+	}
+	d.run(time.Minute)
+	require.InDelta(t, 3*6, asked, 3, "each every ten seconds")
+
+	d.create = nil
+	d.run(11 * time.Second)
+	require.Len(t, d.pods(), 3)
+	require.Len(t, d.claims(), 3)
+	require.NotEqual(t, ReasonInstanceRefused, d.condition(v1alpha1.ConditionReady).Reason)
+}
+
+func TestAClaimThatIsRefusedIsSeenAndTriedAgain(t *testing.T) {
+	d := newDesk(t)
+	d.create = refusing(&corev1.PersistentVolumeClaim{}, "exceeded quota")
+	d.run(time.Minute)
+	require.Equal(t, ReasonInstanceRefused, d.condition(v1alpha1.ConditionReady).Reason)
+	require.Contains(t, d.condition(v1alpha1.ConditionReady).Message, "the API server refuses another instance: ")
+	require.Contains(t, d.condition(v1alpha1.ConditionReady).Message, "exceeded quota")
+	d.create = nil
+	d.run(11 * time.Second)
+	require.Len(t, d.pods(), 3)
+	require.NotEqual(t, ReasonInstanceRefused, d.condition(v1alpha1.ConditionReady).Reason)
+}
+
+// Errors that are no answer about the instance go where errors go.
+func TestAnAPIServerOutOfReachRefusesNothing(t *testing.T) {
+	d := newDesk(t)
+	d.create = func(o client.Object) error {
+		if _, ok := o.(*corev1.Pod); ok {
+			return errors.New("connection refused")
+		}
+		return nil
+	}
+	_, err := d.Reconcile(t.Context(), reconcile.Request{NamespacedName: client.ObjectKey{Namespace: "ns", Name: "db-0"}})
+	require.ErrorContains(t, err, "connection refused")
+	require.NotEqual(t, ReasonInstanceRefused, d.condition(v1alpha1.ConditionReady).Reason)
 }

@@ -30,6 +30,8 @@ type memory struct {
 	// expected are instances whose Pod was just made, until the cache shows it: it may lag behind our own writes, and
 	// what is missing from it must not be made twice.
 	expected map[string]time.Time
+	// refused are instances whose Pod the API server would not have, and another one whose claim it would not.
+	refused map[string]failure
 	// summarized is when the status was last written for numbers alone.
 	summarized time.Time
 	// known are the conditions that were last announced as events.
@@ -37,7 +39,10 @@ type memory struct {
 }
 
 func newMemory() *memory {
-	return &memory{notStreamingSince: map[string]time.Time{}, strandedSince: map[string]time.Time{}, expected: map[string]time.Time{}, known: map[string]string{}}
+	return &memory{
+		notStreamingSince: map[string]time.Time{}, strandedSince: map[string]time.Time{}, expected: map[string]time.Time{},
+		refused: map[string]failure{}, known: map[string]string{},
+	}
 }
 
 // expectation is how long a made instance may take to show up in the cache.
@@ -61,13 +66,14 @@ func (r *Reconciler) gather(ctx context.Context, shard *v1alpha1.Shard, m *memor
 	}
 	for name, at := range m.expected {
 		it := byName[name]
+		_, refused := m.refused[name]
 		switch {
 		case it != nil && it.HasPod || now.Sub(at) > expectation:
 			delete(m.expected, name)
 		case it != nil:
-			it.HasPod = true // the claim shows already, the Pod does not
+			it.HasPod = !refused // the claim shows already, the Pod does not
 		default:
-			byName[name] = &Instance{Name: name, CreatedAt: at, HasPod: true, HasClaim: true}
+			byName[name] = &Instance{Name: name, CreatedAt: at, HasPod: !refused, HasClaim: true}
 		}
 	}
 	for _, it := range byName {
@@ -78,6 +84,7 @@ func (r *Reconciler) gather(ctx context.Context, shard *v1alpha1.Shard, m *memor
 	slices.SortFunc(s.Instances, func(a, b Instance) int {
 		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.Name, b.Name))
 	})
+	s.recallRefused(m)
 	r.tasks.forget(key, func(name string) bool { return byName[name] != nil })
 	if s.Reparenting, err = r.reparenting(ctx, shard); err != nil {
 		return nil, err

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -137,6 +139,49 @@ func TestLostRacesAreNoErrors(t *testing.T) {
 	require.True(t, allConflicts(errors.Join(conflict, apierrors.NewAlreadyExists(schema.GroupResource{}, "x"))))
 	require.False(t, allConflicts(errors.Join(conflict, errors.New("other"))))
 	require.False(t, allConflicts(errors.New("other")))
+}
+
+// What Kubernetes says of the Pods that do not run is in the conditions, at every stage, and first of all what to do.
+func TestConditionsSayWhyInstancesDoNotRun(t *testing.T) {
+	alone := func(it *Instance) {
+		it.Status, it.IP, it.Connected, it.Unschedulable = nil, "", false, true
+		it.PodMessage = "Unschedulable: 0/1 nodes are available: 1 node(s) didn't match pod anti-affinity rules."
+	}
+	noImage := func(it *Instance) { it.Status, it.PodMessage = nil, "ErrImagePull: not found" }
+	first := cohortOf(1, "a", 0)
+	begun := func() *world {
+		w := newWorld(3)
+		w.Bootstrap = &v1alpha1.BootstrapStatus{Instance: "a"}
+		w.Record = quorum.Record{Cohorts: []quorum.Cohort{first}}
+		return w
+	}
+	for name, c := range map[string]struct {
+		w         *world
+		condition string
+		says      []string
+	}{
+		"nobody chosen":      {newWorld(3).add("a", noImage), v1alpha1.ConditionWritable, []string{"waiting for the first instance: a: ErrImagePull"}},
+		"the first one":      {begun().add("a", noImage), v1alpha1.ConditionWritable, []string{"waiting for a to create the database system: a: ErrImagePull"}},
+		"one node":           {begun().add("a", primaryOf(1, false, first)).add("b", alone).add("c", alone), v1alpha1.ConditionWritable, []string{"waiting for 1 standbys", "first commit takes: " + tooFewNodes + "; b: Unschedulable: 0/1", "; c: Unschedulable"}},
+		"no redundancy":      {healthy().unheard("c").edit("c", alone), v1alpha1.ConditionRedundant, []string{"1 of 2 standbys", ": " + tooFewNodes + "; c: Unschedulable"}},
+		"no primary":         {healthy().edit("a", podGone).edit("c", noImage), v1alpha1.ConditionRedundant, []string{"there is no established primary: c: ErrImagePull"}},
+		"not a matter of it": {healthy().unheard("c").edit("c", noImage), v1alpha1.ConditionRedundant, []string{"stream: c: ErrImagePull: not found"}},
+		"not ready":          {healthy().edit("c", alone), v1alpha1.ConditionReady, []string{"2 of 3 instances are ready: " + tooFewNodes}},
+		"nothing to tell":    {healthy().unheard("c"), v1alpha1.ConditionRedundant, []string{"1 of 2 standbys are in the cohort and stream"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := meta.FindStatusCondition(conditions(&c.w.State, DefaultParams(), 2, false, nil), c.condition)
+			require.Equal(t, metav1.ConditionFalse, got.Status)
+			for _, says := range c.says {
+				require.Contains(t, got.Message, says)
+			}
+		})
+	}
+	w := begun().add("a", primaryOf(1, false, first))
+	for _, name := range []string{"b", "c", "d", "e", "f"} {
+		w.add(name, alone, func(it *Instance) { it.PodMessage += strings.Repeat(" and so on", 100) })
+	}
+	require.Contains(t, writableCondition(&w.State, DefaultParams()).Message, tooFewNodes, "what to do is not cut off")
 }
 
 func TestWhatFailedIsTriedAgainSoon(t *testing.T) {

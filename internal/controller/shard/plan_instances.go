@@ -162,6 +162,10 @@ func planBroken(s *State, p Params, it *Instance, replace bool) *Action {
 	if !replace {
 		return planLeftover(s, p, it)
 	}
+	if it.Refused != "" && !it.ClaimTerminating && !slices.Contains(s.Record.Names(), it.Name) {
+		// Nothing is wrong with it: it never was, and another in its place would be refused as well.
+		return &Action{Verb: RestartInstance, Instance: it.Name, Why: "the API server had refused its Pod"}
+	}
 	return &Action{Verb: Condemn, Instance: it.Name, Why: it.broken(p)}
 }
 
@@ -226,10 +230,10 @@ func planFirstInstances(s *State, p Params) []Action {
 		}
 		chosen := s.Bootstrap != nil && s.Bootstrap.Instance == it.Name || slices.Contains(s.Record.Names(), it.Name)
 		switch {
-		case it.gone() && !it.ClaimTerminating && (s.Bootstrap == nil || chosen):
+		case it.gone() && !it.ClaimTerminating && (s.Bootstrap == nil || chosen || it.Refused != ""):
 			have++
 			actions = append(actions, Action{Verb: RestartInstance, Instance: it.Name, Why: "its Pod is missing"})
-		case it.gone() && s.Bootstrap != nil && !chosen:
+		case it.gone() && s.Bootstrap != nil && !chosen && it.Refused == "":
 			actions = append(actions, Action{Verb: DeleteClaim, Instance: it.Name, Why: "its Pod is gone and the shard was not established yet"})
 		case it.Failed && !it.Terminating:
 			actions = append(actions, Action{Verb: DeletePod, Instance: it.Name, Why: "its Pod has ended: " + it.PodMessage})

@@ -74,6 +74,8 @@ type State struct {
 	CannotCommitFor time.Duration
 	// NoGateway is true while clients are to come through gateways and none of them is ready to take them.
 	NoGateway bool
+	// Refused is why the API server would not have the claim of another instance.
+	Refused string
 	// Instances that have a Pod or a claim, oldest first.
 	Instances []Instance
 }
@@ -102,6 +104,8 @@ type Instance struct {
 	stranded    bool
 	// PodMessage says why the Pod does not run, when Kubernetes knows.
 	PodMessage string
+	// Refused is why the API server would not have the Pod when it was last asked; empty when it had, or was not asked.
+	Refused string
 
 	// HasClaim, and whether somebody deleted it.
 	HasClaim         bool
@@ -161,6 +165,20 @@ func (s *State) places() int {
 		targets[r.Instance] = true
 	}
 	return len(targets)
+}
+
+// refused are those that could not be made because the API server refuses their claims or Pods, with its words.
+func (s *State) refused() []string {
+	var out []string
+	if s.Refused != "" {
+		out = append(out, "another instance: "+s.Refused)
+	}
+	for i := range s.Instances {
+		if it := &s.Instances[i]; it.Refused != "" {
+			out = append(out, it.Name+": "+it.Refused)
+		}
+	}
+	return out
 }
 
 func (s *State) instance(name string) *Instance {

@@ -80,6 +80,9 @@ func (r *Reconciler) summarize(ctx context.Context, shard *v1alpha1.Shard, s *St
 // ReasonDeleting is why a Shard or a Database that is being deleted is not Ready.
 const ReasonDeleting = "Deleting"
 
+// ReasonInstanceRefused is why a Shard is not Ready whose instances the API server does not let be made.
+const ReasonInstanceRefused = "InstanceRefused"
+
 // saysDeleting writes what a Shard being deleted waits for.
 func (r *Reconciler) saysDeleting(ctx context.Context, shard *v1alpha1.Shard, pods []corev1.Pod) error {
 	before := shard.DeepCopy()
@@ -143,6 +146,8 @@ func (r *Reconciler) instanceStatus(shard *v1alpha1.Shard, s *State, it *Instanc
 	}
 	is.Message = firstOf(r.tasks.lastError(client.ObjectKeyFromObject(shard), it.Name), it.Status.GetMessage())
 	switch {
+	case it.Refused != "":
+		is.Message = "the API server refuses its Pod: " + it.Refused
 	case !it.HasPod:
 		is.Message = "its Pod is gone"
 	case it.PodMessage != "":
@@ -158,6 +163,8 @@ func roleName(s *State, p Params, it *Instance) (role string, ready bool) {
 	latest, _ := s.Record.Latest()
 	primary := s.established(p)
 	switch {
+	case it.Refused != "" && !it.leaving():
+		return roleStarting, false
 	case it.leaving() || !it.HasPod:
 		return roleLeaving, false
 	case it.alive(p) && it.Status.GetRole() == agentpb.Role_PRIMARY && latest.Primary == it.Name:
@@ -210,7 +217,10 @@ func conditions(s *State, p Params, ready int, acting bool, objectsErr error) []
 	case redundant.Status != metav1.ConditionTrue:
 		all = condition(v1alpha1.ConditionReady, false, redundant.Reason, redundant.Message)
 	case ready < s.Wanted:
-		all = condition(v1alpha1.ConditionReady, false, "InstancesMissing", fmt.Sprintf("%d of %d instances are ready", ready, s.Wanted))
+		all = condition(v1alpha1.ConditionReady, false, "InstancesMissing", fmt.Sprintf("%d of %d instances are ready", ready, s.Wanted)+trouble(s))
+	}
+	if refused := s.refused(); len(refused) > 0 && objectsErr == nil && all.Status != metav1.ConditionTrue {
+		all = condition(v1alpha1.ConditionReady, false, ReasonInstanceRefused, "the API server refuses "+strings.Join(refused, "; "))
 	}
 	return []metav1.Condition{all, writable, redundant, progressing}
 }
@@ -248,28 +258,47 @@ func writableCondition(s *State, p Params) metav1.Condition {
 }
 
 func bootstrapMessage(s *State, p Params) string {
-	if s.Bootstrap == nil {
-		var why []string
-		for i := range s.Instances {
-			if m := s.Instances[i].PodMessage; m != "" {
-				why = append(why, s.Instances[i].Name+": "+m)
-			}
-		}
-		if len(why) > 0 {
-			return "waiting for an instance: " + strings.Join(why, "; ")
-		}
-		return "waiting for the first instance"
+	switch {
+	case s.Bootstrap == nil:
+		return "waiting for the first instance" + trouble(s)
+	case s.primary(p) == nil:
+		return "waiting for " + s.Bootstrap.Instance + " to create the database system" + trouble(s)
 	}
-	if s.primary(p) == nil {
-		return "waiting for " + s.Bootstrap.Instance + " to create the database system"
+	return fmt.Sprintf("waiting for %d standbys, whose acknowledgement the first commit takes", quorum.DefaultAcks(s.Wanted)) + trouble(s)
+}
+
+// tooFewNodes is what to do when instances do not find a node without another of their shard.
+const tooFewNodes = "every instance of a shard needs a node of its own: add nodes, or, on a test cluster, create the Database with spec.scheduling.allowSharedNodes"
+
+// trouble is why instances do not run, as far as Kubernetes knows, to be appended to what that means; empty when it knows
+// nothing. What to do about it comes first, since a long message is cut.
+func trouble(s *State) string {
+	var why []string
+	for _, refused := range s.refused() {
+		why = append(why, "the API server refuses "+clip.Bytes(refused, 300))
 	}
-	return fmt.Sprintf("waiting for %d standbys, whose acknowledgement the first commit takes", quorum.DefaultAcks(s.Wanted))
+	for i := range s.Instances {
+		it := &s.Instances[i]
+		if it.PodMessage == "" {
+			continue
+		}
+		if it.Unschedulable && strings.Contains(it.PodMessage, "anti-affinity") && !slices.Contains(why, tooFewNodes) {
+			why = slices.Insert(why, 0, tooFewNodes)
+		}
+		why = append(why, it.Name+": "+clip.Bytes(it.PodMessage, 300))
+	}
+	if len(why) == 0 {
+		return ""
+	}
+	return ": " + strings.Join(why, "; ")
 }
 
 func silence(it *Instance) string {
 	switch {
 	case it == nil:
 		return "it is gone"
+	case it.Refused != "":
+		return "the API server refuses its Pod: " + it.Refused
 	case !it.HasPod:
 		return "its Pod is gone"
 	case it.PodMessage != "":
@@ -284,7 +313,7 @@ func degraded(s *State, p Params) string {
 	latest, _ := s.Record.Latest()
 	primary := s.established(p)
 	if primary == nil {
-		return "there is no established primary"
+		return "there is no established primary" + trouble(s)
 	}
 	heard := 0
 	for _, m := range latest.Members {
@@ -292,7 +321,7 @@ func degraded(s *State, p Params) string {
 			heard++
 		}
 	}
-	return fmt.Sprintf("%d of %d standbys are in the cohort and stream", heard, max(s.Wanted-1, 0))
+	return fmt.Sprintf("%d of %d standbys are in the cohort and stream", heard, max(s.Wanted-1, 0)) + trouble(s)
 }
 
 func condition(kind string, status bool, reason, message string) metav1.Condition {
