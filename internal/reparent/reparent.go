@@ -125,6 +125,9 @@ func (r *run) run(ctx context.Context) error {
 			return err
 		}
 		r.disturbed = r.Runtime.Now()
+		if since := r.req.Since; !since.IsZero() && since.Before(r.disturbed) {
+			r.disturbed = since
+		}
 		r.prefer = r.req.To
 	}
 	return r.succeed(context.WithoutCancel(ctx))

@@ -166,6 +166,20 @@ func TestEmergencyReparent(t *testing.T) {
 		require.Equal(t, []string{"a"}, f.record.Cohorts[0].Members)
 		require.Less(t, res.WriteUnavailable, 30*time.Millisecond, "nobody waits for the dead")
 	})
+	bubble(t, "the outage has lasted since the primary was last heard", func(t *testing.T) {
+		for _, ago := range []time.Duration{0, 2 * time.Second, -time.Hour} {
+			f := newFake(t, "p", "a", "b")
+			f.inst["p"].dead = true
+			since := time.Now().Add(-ago)
+			if ago == 0 {
+				since = time.Time{}
+			}
+			res := f.run(Request{Kind: Emergency, Since: since})
+			require.Equal(t, Succeeded, res.Outcome, res.Message)
+			require.GreaterOrEqual(t, res.WriteUnavailable, max(ago, 0))
+			require.Less(t, res.WriteUnavailable, max(ago, 0)+30*time.Millisecond)
+		}
+	})
 	bubble(t, "the term decides before the LSN", func(t *testing.T) {
 		f := newFake(t, "p", "a", "b")
 		f.inst["p"].dead = true

@@ -48,6 +48,8 @@ type member struct {
 	changed chan struct{} // closed when the status changes
 	// before is called ahead of every command, by its name.
 	before func(command string)
+	// refuses commands, by name, until then.
+	refuses map[string]time.Time
 }
 
 func newFleet(t *testing.T) *fleet {
@@ -160,6 +162,9 @@ func (m *member) do(ctx context.Context, command string, term uint64, act func(s
 		<-ctx.Done()
 		m.f.mu.Lock()
 		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+	if time.Now().Before(m.refuses[command]) {
+		return nil, status.Error(codes.Internal, "not now")
 	}
 	if term > 0 && term < m.status.GetTerm() {
 		return nil, status.Error(codes.FailedPrecondition, "that term is over")
@@ -370,4 +375,32 @@ func TestOnlyWhatCanBeTakenBackIsCancelled(t *testing.T) {
 	close(going)
 	r.Wait()
 	require.False(t, r.Cancellable(shardKey))
+}
+
+// The outage is counted from the last sign of the old primary, over every attempt to end it.
+func TestTheOutageIsCountedFromItsBeginning(t *testing.T) {
+	for name, refused := range map[string]time.Duration{"at the first attempt": 0, "after some that failed": 5 * time.Second} {
+		t.Run(name, func(t *testing.T) {
+			inFleet(t, func(t *testing.T, f *fleet) {
+				f.replica("one", true)
+				time.Sleep(2*time.Second + 50*time.Millisecond)
+				for _, m := range f.agents {
+					m.refuses = map[string]time.Time{"Promote": time.Now().Add(refused)}
+				}
+				f.freeze("a")
+				begun := time.Now()
+				term := int64(5)
+				rp, _ := f.await(term)
+				for rp.Status.Outcome != v1alpha1.OutcomeSucceeded {
+					require.Nil(t, rp.Status.WriteUnavailable, "it is not over")
+					term++
+					rp, _ = f.await(term)
+				}
+				took := rp.Status.FinishedAt.Sub(begun)
+				require.Greater(t, took, max(verdict.DefaultParams().SilentAfter-500*time.Millisecond, refused))
+				require.GreaterOrEqual(t, rp.Status.WriteUnavailable.Duration, took-50*time.Millisecond)
+				require.LessOrEqual(t, rp.Status.WriteUnavailable.Duration, took+500*time.Millisecond, "a heartbeat")
+			})
+		})
+	}
 }
