@@ -127,7 +127,7 @@ type Result struct {
 	// Why the new primary was chosen.
 	Why        string
 	Candidates []Candidate
-	// Message says why it was refused, undone or failed.
+	// Message says why it was refused, undone or failed, or, when it succeeded, that another one than was asked for is the primary.
 	Message string
 	// WriteUnavailable is the time from the first step that kept clients from writing, in an emergency from Request.Since, to
 	// the establishment. 0 when nobody was kept, and when it is not over.
