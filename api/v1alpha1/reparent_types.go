@@ -31,7 +31,8 @@ type ReparentSpec struct {
 	// Kind of the reparent. Default Planned.
 	// +kubebuilder:default=Planned
 	Kind ReparentKind `json:"kind,omitempty"`
-	// To names the instance to promote. Default: the best candidate.
+	// To names the instance to promote. Default: the best candidate. An emergency promotes another one when this one cannot be
+	// taken, and says so in status.message.
 	// +optional
 	// +kubebuilder:validation:MaxLength=63
 	To string `json:"to,omitempty"`

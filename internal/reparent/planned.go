@@ -277,7 +277,9 @@ func (r *run) undo(ctx context.Context, cause error) error {
 	ctx = context.WithoutCancel(ctx)
 	end := r.phase(PhaseUndo)
 	err := do(ctx, r.Runtime, limit, func(ctx context.Context) error { return r.Agents.Undrain(ctx, r.old, r.oldTerm) })
-	r.restored = r.Runtime.Now()
+	if err == nil {
+		r.restored = r.Runtime.Now()
+	}
 	// An unanswered store may yet come into effect, so look first; whoever comes next settles what is left.
 	for range 3 {
 		if r.load(ctx) != nil || r.record.Term() != r.term {

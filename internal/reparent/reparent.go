@@ -94,6 +94,7 @@ func (r *run) result(err error) Result {
 		res.Message = fmt.Sprintf("nobody else could take over in the end: %s was promoted again", r.old)
 		return res
 	case err == nil:
+		res.Message = r.insteadOf()
 		return res
 	case errors.As(err, &done):
 		res.NewPrimary, res.Message = done.primary, done.message
@@ -107,6 +108,21 @@ func (r *run) result(err error) Result {
 	}
 	res.NewPrimary, res.Message = "", err.Error()
 	return res
+}
+
+// insteadOf says why another one is the primary than was asked for; "" when nobody was, or it is. An emergency cannot choose
+// freely, and serving matters more than by whom.
+func (r *run) insteadOf() string {
+	if r.req.To == "" || r.primary == r.req.To {
+		return ""
+	}
+	why := "not judged"
+	for _, c := range r.judged {
+		if c.Instance == r.req.To {
+			why = c.Refused
+		}
+	}
+	return fmt.Sprintf("%s was asked for and could not be taken (%s); %s is the primary", r.req.To, why, r.primary)
 }
 
 func (r *run) run(ctx context.Context) error {
@@ -125,6 +141,9 @@ func (r *run) run(ctx context.Context) error {
 			return err
 		}
 		r.disturbed = r.Runtime.Now()
+		if since := r.req.Since; !since.IsZero() && since.Before(r.disturbed) {
+			r.disturbed = since
+		}
 		r.prefer = r.req.To
 	}
 	return r.succeed(context.WithoutCancel(ctx))

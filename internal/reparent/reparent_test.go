@@ -166,6 +166,38 @@ func TestEmergencyReparent(t *testing.T) {
 		require.Equal(t, []string{"a"}, f.record.Cohorts[0].Members)
 		require.Less(t, res.WriteUnavailable, 30*time.Millisecond, "nobody waits for the dead")
 	})
+	bubble(t, "to one that has less, or does not answer: another one is promoted, and it says so", func(t *testing.T) {
+		for reason, names := range map[string][]string{"may not have everything that was acknowledged": {"p", "a", "b"}, "did not promise": {"p", "a", "b", "c", "d"}} {
+			f := newFake(t, names...)
+			f.inst["p"].dead = true
+			if f.inst["b"].Position.LSN += 100; len(names) > 3 {
+				f.faults["Promise a"], f.sticky = refuses, true
+			}
+			res := f.run(Request{Kind: Emergency, To: "a"})
+			require.Equal(t, Succeeded, res.Outcome, res.Message)
+			require.NotEqual(t, "a", res.NewPrimary)
+			require.Contains(t, res.Message, "a was asked for and could not be taken ("+reason+"); "+res.NewPrimary+" is the primary")
+		}
+		f := newFake(t, "p", "a", "b")
+		f.inst["p"].dead = true
+		res := f.run(Request{Kind: Emergency, To: "b"})
+		require.Equal(t, "b", res.NewPrimary)
+		require.Empty(t, res.Message)
+	})
+	bubble(t, "the outage has lasted since the primary was last heard", func(t *testing.T) {
+		for _, ago := range []time.Duration{0, 2 * time.Second, -time.Hour} {
+			f := newFake(t, "p", "a", "b")
+			f.inst["p"].dead = true
+			since := time.Now().Add(-ago)
+			if ago == 0 {
+				since = time.Time{}
+			}
+			res := f.run(Request{Kind: Emergency, Since: since})
+			require.Equal(t, Succeeded, res.Outcome, res.Message)
+			require.GreaterOrEqual(t, res.WriteUnavailable, max(ago, 0))
+			require.Less(t, res.WriteUnavailable, max(ago, 0)+30*time.Millisecond)
+		}
+	})
 	bubble(t, "the term decides before the LSN", func(t *testing.T) {
 		f := newFake(t, "p", "a", "b")
 		f.inst["p"].dead = true

@@ -53,6 +53,9 @@ type Request struct {
 	AwayFrom string
 	// ExpectPrimary refuses the reparent when the record names another primary.
 	ExpectPrimary string
+	// Since is when the old primary was last known to serve, in an emergency: the outage is measured from there. Zero is not known:
+	// then it is measured from the opening of the term.
+	Since time.Time
 	// CatchUp lets an emergency promote an instance that was asked for, or that stays while the one with the highest log
 	// leaves, after it has caught up from that one. Off by default: it takes an agent that accepts a Promote after a Follow
 	// of the same term, and costs the time of one more hop.
@@ -124,10 +127,10 @@ type Result struct {
 	// Why the new primary was chosen.
 	Why        string
 	Candidates []Candidate
-	// Message says why it was refused, undone or failed.
+	// Message says why it was refused, undone or failed, or, when it succeeded, that another one than was asked for is the primary.
 	Message string
-	// WriteUnavailable is the time from the first step that kept clients from writing to the establishment. In an
-	// emergency it starts with the reparent, since when the primary stopped is not known here.
+	// WriteUnavailable is the time from the first step that kept clients from writing, in an emergency from Request.Since, to
+	// the establishment. 0 when nobody was kept, and when it is not over.
 	WriteUnavailable time.Duration
 }
 

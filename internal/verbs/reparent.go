@@ -111,6 +111,9 @@ func (v *Reparent) outcome(r *v1alpha1.Reparent) error {
 		fmt.Fprintf(v.Out, ", no writes for %v", r.Status.WriteUnavailable.Round(time.Millisecond))
 	}
 	fmt.Fprintln(v.Out)
+	if r.Status.Message != "" {
+		fmt.Fprintln(v.Out, r.Status.Message)
+	}
 	return nil
 }
 

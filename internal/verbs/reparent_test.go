@@ -94,7 +94,7 @@ func TestOutcomes(t *testing.T) {
 			continue
 		}
 		require.NoError(t, err)
-		require.Contains(t, out.String(), "a → b")
+		require.Contains(t, out.String(), "a → b\nbecause\n")
 	}
 }
 

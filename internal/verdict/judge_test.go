@@ -342,6 +342,41 @@ func TestAnEmergencyDoesNotWaitForPreparations(t *testing.T) {
 	}
 }
 
+// An outage begins when the primary was last known to serve, not when somebody noticed.
+func TestOutage(t *testing.T) {
+	for name, tt := range map[string]struct {
+		edit func(o *Observed)
+		want time.Duration
+	}{
+		"its agent says that PostgreSQL ended": {func(o *Observed) { o.at("p").Role, o.at("p").Exited = RoleStopped, "signal 9"; o.lose("a", "b") }, sec / 10},
+		"a power cut":                          {func(o *Observed) { o.silent("p"); o.lose("a", "b") }, 2 * sec},
+		"frozen, and a standby heard from it last": {func(o *Observed) {
+			o.at("p").Age = 2500 * time.Millisecond
+			o.quiet("a", "b")
+		}, 2100 * time.Millisecond},
+		"frozen amid a probe": {func(o *Observed) { o.silent("p"); o.at("p").WriteProbe.Pending = sec / 100; o.lose("a", "b") }, 2 * sec},
+		"the last standby lost its stream since": {func(o *Observed) {
+			o.at("p").Age = 2500 * time.Millisecond
+			o.quiet("a", "b")
+			o.lose("a", "b")
+		}, 2500 * time.Millisecond},
+		"a stalled disk, while standbys stream": {func(o *Observed) { o.at("p").DiskProbe.Pending = 3 * sec }, 3100 * time.Millisecond},
+		"a commit that hangs":                   {func(o *Observed) { o.at("p").CommitProbe.Pending = 2 * sec }, 2100 * time.Millisecond},
+		"nobody ever heard it":                  {func(o *Observed) { *o.at("p") = Instance{Name: "p", Age: time.Minute} }, 0},
+		"it is gone":                            {func(o *Observed) { o.remove("p") }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := three()
+			tt.edit(&o)
+			require.Equal(t, tt.want, o.Outage())
+		})
+	}
+	for v, want := range map[Verdict][]bool{Healthy: {false, true}, NoPrimary: {true, true}, PrimarySick: {false, true}, AgentDead: {false, true}, Unknown: {false, false}} {
+		yes, ok := v.Unwritable()
+		require.Equal(t, want, []bool{yes, ok}, v)
+	}
+}
+
 func TestUnknown(t *testing.T) {
 	require.Equal(t, Unknown, Judge(Observed{}, DefaultParams()).Verdict)
 	o := three()

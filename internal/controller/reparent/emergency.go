@@ -137,6 +137,7 @@ func (e *Emergency) look(ctx context.Context, key types.NamespacedName) {
 		return
 	}
 	j := verdict.Judge(o, e.Params)
+	h.note(j.Verdict, o, e.Runner.Clock.Now())
 	if j.Verdict != h.last {
 		h.last = j.Verdict
 		verdicts.WithLabelValues(string(j.Verdict), string(j.Action)).Inc()
@@ -195,7 +196,9 @@ var errEmergency = errors.New("an emergency reparent is needed")
 // that could be taken back any more: a primary that was told to stop looks like one that needs an emergency.
 func (e *Emergency) doubt(ctx context.Context, log logr.Logger, key types.NamespacedName, h *history, o verdict.Observed) {
 	o.Reparent = nil
-	if h.doubted || verdict.Judge(o, e.Params).Action != verdict.ERS {
+	j := verdict.Judge(o, e.Params)
+	h.note(j.Verdict, o, e.Runner.Clock.Now())
+	if h.doubted || j.Action != verdict.ERS {
 		return
 	}
 	h.doubted = true
@@ -269,6 +272,9 @@ func (e *Emergency) act(ctx context.Context, log logr.Logger, key types.Namespac
 		log.Info("the planned reparent did not do, an emergency one follows", "outcome", res.Outcome, "message", res.Message)
 		req.Kind = reparent.Emergency
 	}
+	h.mu.Lock()
+	req.Since = h.downSince
+	h.mu.Unlock()
 	res, err := e.Runner.run(ctx, key, req, calls)
 	if err != nil {
 		log.Error(err, "reparent could not begin")
@@ -288,7 +294,7 @@ func (e *Emergency) ended(h *history, res reparent.Result, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if err == nil && res.Outcome == reparent.Succeeded {
-		h.failures, h.retryAfter = 0, time.Time{}
+		h.failures, h.retryAfter, h.downSince = 0, time.Time{}, time.Time{}
 		return
 	}
 	h.failures++

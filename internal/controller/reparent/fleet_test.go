@@ -2,8 +2,10 @@ package reparent
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -11,6 +13,10 @@ import (
 
 	"github.com/go-logr/logr"
 	"github.com/stretchr/testify/require"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -26,6 +32,7 @@ import (
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/agentapi/agentpb"
 	"theseus.dev/theseus/internal/observer"
+	"theseus.dev/theseus/internal/reparent"
 	"theseus.dev/theseus/internal/verdict"
 )
 
@@ -48,6 +55,8 @@ type member struct {
 	changed chan struct{} // closed when the status changes
 	// before is called ahead of every command, by its name.
 	before func(command string)
+	// refuses says of each command whether it fails.
+	refuses func(command string) bool
 }
 
 func newFleet(t *testing.T) *fleet {
@@ -160,6 +169,9 @@ func (m *member) do(ctx context.Context, command string, term uint64, act func(s
 		<-ctx.Done()
 		m.f.mu.Lock()
 		return nil, status.FromContextError(ctx.Err()).Err()
+	}
+	if m.refuses != nil && m.refuses(command) {
+		return nil, status.Error(codes.Internal, "not now")
 	}
 	if term > 0 && term < m.status.GetTerm() {
 		return nil, status.Error(codes.FailedPrecondition, "that term is over")
@@ -370,4 +382,114 @@ func TestOnlyWhatCanBeTakenBackIsCancelled(t *testing.T) {
 	close(going)
 	r.Wait()
 	require.False(t, r.Cancellable(shardKey))
+}
+
+// The outage is counted from the last sign of the old primary, over every attempt to end it.
+func TestTheOutageIsCountedFromItsBeginning(t *testing.T) {
+	for name, refused := range map[string]time.Duration{"at the first attempt": 0, "after some that failed": 5 * time.Second} {
+		t.Run(name, func(t *testing.T) {
+			inFleet(t, func(t *testing.T, f *fleet) {
+				f.replica("one", true)
+				time.Sleep(2*time.Second + 50*time.Millisecond)
+				until := time.Now().Add(refused)
+				for _, m := range f.agents {
+					m.refuses = func(command string) bool { return command == "Promote" && time.Now().Before(until) }
+				}
+				f.freeze("a")
+				begun := time.Now()
+				term := int64(5)
+				rp, _ := f.await(term)
+				for rp.Status.Outcome != v1alpha1.OutcomeSucceeded {
+					require.Nil(t, rp.Status.WriteUnavailable, "it is not over")
+					term++
+					rp, _ = f.await(term)
+				}
+				took := rp.Status.FinishedAt.Sub(begun)
+				require.Greater(t, took, max(verdict.DefaultParams().SilentAfter-500*time.Millisecond, refused))
+				require.GreaterOrEqual(t, rp.Status.WriteUnavailable.Duration, took-50*time.Millisecond)
+				require.LessOrEqual(t, rp.Status.WriteUnavailable.Duration, took+500*time.Millisecond, "a heartbeat")
+			})
+		})
+	}
+}
+
+// traced has what is traced during the test kept in memory.
+func traced(t *testing.T) *tracetest.InMemoryExporter {
+	t.Helper()
+	before, kept := otel.GetTracerProvider(), tracetest.NewInMemoryExporter()
+	otel.SetTracerProvider(sdktrace.NewTracerProvider(sdktrace.WithSyncer(kept)))
+	t.Cleanup(func() { otel.SetTracerProvider(before) })
+	return kept
+}
+
+// A reparent is one trace, and every phase is one span of it, over as many terms as it takes.
+func TestAReparentIsATrace(t *testing.T) {
+	for name, tc := range map[string]struct {
+		begin func(f *fleet, leader *Reconciler)
+		terms []int64
+		must  []reparent.PhaseName
+	}{
+		"planned": {
+			func(f *fleet, leader *Reconciler) { f.asked(leader) },
+			[]int64{5},
+			[]reparent.PhaseName{reparent.PhasePrepare, reparent.PhaseRecord, reparent.PhaseDrain, reparent.PhaseDemote, reparent.PhasePromote, reparent.PhaseEstablish},
+		},
+		"emergency, whose first promotion fails": {
+			func(f *fleet, _ *Reconciler) {
+				promotions := 0
+				for _, m := range f.agents {
+					m.refuses = func(command string) bool {
+						if command == "Promote" {
+							promotions++
+						}
+						return command == "Promote" && promotions == 1
+					}
+				}
+				f.freeze("a")
+			},
+			[]int64{5, 6},
+			[]reparent.PhaseName{reparent.PhaseRevoke, reparent.PhaseRecord, reparent.PhasePromote, reparent.PhaseEstablish},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			kept := traced(t)
+			inFleet(t, func(t *testing.T, f *fleet) {
+				leader := f.replica("one", true)
+				time.Sleep(2 * time.Second)
+				tc.begin(f, leader)
+				var phases []string
+				for _, term := range tc.terms {
+					rp, _ := f.await(term)
+					for _, p := range rp.Status.Phases {
+						phases = append(phases, fmt.Sprintf("%d %s %v", term, p.Name, p.FinishedAt.Sub(p.StartedAt.Time)))
+					}
+				}
+				time.Sleep(time.Second)
+				var whole tracetest.SpanStub
+				var spans []string
+				for _, s := range kept.GetSpans() {
+					if !s.Parent.IsValid() {
+						require.Empty(t, whole.Name, "one trace")
+						whole = s
+						continue
+					}
+					term := s.Attributes[slices.IndexFunc(s.Attributes, func(kv attribute.KeyValue) bool { return kv.Key == "theseus.term" })].Value.AsInt64()
+					spans = append(spans, fmt.Sprintf("%d %s %v", term, s.Name, s.EndTime.Sub(s.StartTime).Truncate(time.Microsecond)))
+				}
+				require.Equal(t, "reparent", whole.Name)
+				require.Contains(t, whole.Attributes, attribute.String("theseus.outcome", v1alpha1.OutcomeSucceeded))
+				require.Contains(t, whole.Attributes, attribute.Int64("theseus.term", tc.terms[len(tc.terms)-1]))
+				for _, s := range kept.GetSpans() {
+					require.Equal(t, whole.SpanContext.TraceID(), s.SpanContext.TraceID())
+					if s.Name != whole.Name {
+						require.Equal(t, whole.SpanContext.SpanID(), s.Parent.SpanID())
+					}
+				}
+				require.Equal(t, phases, spans, "the phases of the journal")
+				for _, must := range tc.must {
+					require.Contains(t, strings.Join(spans, "\n"), string(must))
+				}
+			})
+		})
+	}
 }

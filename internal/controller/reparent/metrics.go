@@ -25,7 +25,7 @@ var (
 		Buckets: []float64{.002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30},
 	}, []string{"kind", "phase"})
 	unavailableSeconds = prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name: "theseus_reparent_write_unavailable_seconds", Help: "How long clients could not write because of a reparent, as far as its coordinator knows.",
+		Name: "theseus_reparent_write_unavailable_seconds", Help: "How long clients could not write because of a reparent, in an emergency since the old primary was last known to serve.",
 		Buckets: []float64{.02, .05, .1, .15, .2, .25, .5, .8, 1.5, 3, 5, 10, 30},
 	}, []string{"kind"})
 	shardUnavailable = prometheus.NewCounterVec(prometheus.CounterOpts{

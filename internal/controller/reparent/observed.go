@@ -45,6 +45,8 @@ type history struct {
 	// stands is the last verdict with its subject, and since when.
 	stands      string
 	standsSince time.Time
+	// downSince is since when clients cannot write, as far as known; zero while they can. It outlasts reparents that failed.
+	downSince time.Time
 	// condemned is when a replacement was last asked for.
 	condemned  time.Time
 	failures   int
@@ -58,6 +60,17 @@ type moved struct {
 
 func newHistory() *history {
 	return &history{advanced: map[string]moved{}, slowSince: map[string]time.Time{}, podGoneSince: map[string]time.Time{}}
+}
+
+// note remembers since when clients cannot write.
+func (h *history) note(v verdict.Verdict, o verdict.Observed, now time.Time) {
+	switch down, ok := v.Unwritable(); {
+	case !ok: // it is as it was, or not
+	case !down:
+		h.downSince = time.Time{}
+	case h.downSince.IsZero():
+		h.downSince = now.Add(-o.Outage())
+	}
 }
 
 // slowProbe is the latency from which a probe counts as slow: a commit or an fsync takes milliseconds, on a bad day tens.
