@@ -153,7 +153,7 @@ func (a *agent) revoke() (any, error) {
 		return nil, fmt.Errorf("%w: nobody said in which term timeline %d began", errRefused, a.i.pg.flushed.tli())
 	}
 	p := quorum.Promise{Instance: a.i.name, Term: a.mem.term, Position: a.position(), WasPrimary: was}
-	a.w.replied(a, p.Term)
+	a.w.promised(a.i, p.Term)
 	a.changed()
 	return p, nil
 }
@@ -314,6 +314,7 @@ func (a *agent) promote(c quorum.Cohort) (any, error) {
 			// A late order to a primary that went down since must not begin another timeline in the same term.
 			return nil, fmt.Errorf("%w: it leads term %d already", errRefused, m.term)
 		}
+		a.attribute() // an earlier order of the same term may have begun a timeline
 		a.persist(func(s *agentState) {
 			s.term, s.intent, s.follow, s.primary = c.Term, c.Term, "", false
 			s.timelines = a.held(s.timelines) // the number it will pick may be one it has heard of
@@ -418,6 +419,27 @@ func (a *agent) configure(c quorum.Cohort) (any, error) {
 		}
 		return nil, nil
 	})
+}
+
+// checkpoint takes as long as the disk does, now and then as long as there is much to write; it hangs with the disk and with
+// the server.
+func (a *agent) checkpoint(term uint64) (any, error) {
+	pg, s := a.i.pg, a.w.s
+	if a.mem.term != term || !a.mem.primary || pg.mode != pgPrimary {
+		return nil, fmt.Errorf("%w: not the primary of term %d", errRefused, term)
+	}
+	epoch, done, much := pg.proc.epoch, false, time.Duration(0)
+	if s.chance(0.1) {
+		much = s.uniform(0, 3*time.Second)
+	}
+	s.after(much, pg.proc, func() { a.i.sync(pg.proc, func() { done = true }) })
+	for !done && pg.proc.epoch == epoch {
+		s.sleep(2 * time.Millisecond)
+	}
+	if !done {
+		return nil, fmt.Errorf("%w: PostgreSQL went down", errRefused)
+	}
+	return nil, nil
 }
 
 func (a *agent) drain(term uint64) (any, error) {

@@ -82,6 +82,7 @@ func (a *api) retire(i *instance) error {
 		return err
 	}
 	i.deleted, i.retiring = true, true
+	a.w.event(eventRetire, i)
 	a.version++
 	a.changed()
 	a.w.s.after(a.w.s.uniform(time.Millisecond, 100*time.Millisecond), nil, func() { a.w.retired(i) })
@@ -290,7 +291,10 @@ func (p ports) Follow(_ context.Context, name string, term uint64, primary strin
 	return err
 }
 
-func (p ports) Checkpoint(context.Context, string, uint64) error { return nil }
+func (p ports) Checkpoint(_ context.Context, name string, term uint64) error {
+	_, err := p.agent(name, func(a *agent) (any, error) { return a.checkpoint(term) })
+	return err
+}
 
 func (p ports) Drain(_ context.Context, name string, term uint64, _ time.Duration) (int, error) {
 	_, err := p.agent(name, func(a *agent) (any, error) { return a.drain(term) })

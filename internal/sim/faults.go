@@ -1,10 +1,7 @@
 package sim
 
 import (
-	"cmp"
 	"fmt"
-	"maps"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -16,8 +13,8 @@ import (
 // FaultKind is what goes wrong.
 type FaultKind string
 
-// The faults. Target 4 to 7 is the primary, 0 to 3 are the others in order of age; Other is a second one or an operator; For
-// is how long.
+// The faults. Target 4 to 7 is the primary, 0 to 3 are the others in order of age, 8 is the instance of the event that was
+// waited for; Other is a second one or an operator; For is how long.
 const (
 	KillPostgres  FaultKind = "kill-postgres" // the postmaster
 	KillPod       FaultKind = "kill-pod"      // agent and PostgreSQL; restarts
@@ -43,6 +40,7 @@ const (
 	ClockJump     FaultKind = "clock-jump"
 	Switchover    FaultKind = "switchover" // somebody asks for a planned reparent
 	Emergency     FaultKind = "emergency"  // somebody asks for an emergency reparent of a healthy shard
+	Again         FaultKind = "again"      // the same, to the primary that there is
 	Leave         FaultKind = "leave"      // the instance is to be replaced
 )
 
@@ -74,128 +72,52 @@ var kinds = []struct {
 	{ClockJump, 2},
 	{Switchover, 12},
 	{Emergency, 4},
+	{Again, 2},
 	{Leave, 5},
 }
 
-// Fault is one thing that goes wrong at one time.
+// Fault is one thing that goes wrong at one time, or from then on at an event.
 type Fault struct {
 	At     time.Duration
 	Kind   FaultKind
 	Target int
 	Other  int
 	For    time.Duration
+	On     Trigger
 }
+
+// Trigger is the Nth event of a name, and a time After it. Jitter is how much of that time is left to the seed. The zero value
+// is no event.
+type Trigger struct {
+	Event         string
+	Nth           int
+	After, Jitter time.Duration
+}
+
+// The events that faults can wait for. Each has an instance.
+const (
+	eventRecorded    = "recorded"    // the record was stored; the primary of its newest cohort
+	eventPromoted    = "promoted"    // it leaves recovery
+	eventEstablished = "established" // its journal row was acknowledged
+	eventRetire      = "retire"      // it is given up, and will be destroyed within milliseconds
+)
+
+var events = []string{eventRecorded, eventPromoted, eventEstablished, eventRetire}
 
 func (f Fault) String() string {
-	return fmt.Sprintf("%v %s target=%d other=%d for=%v", f.At.Round(time.Millisecond), f.Kind, f.Target, f.Other, f.For.Round(time.Millisecond))
-}
-
-// plots are faults that are dangerous together. Times are from the beginning of the plot; each is moved a little, and its
-// duration varied.
-var plots = map[string][]Fault{
-	"a standby that lags is left alone with the primary, which is then lost": {
-		{0, StallDisk, 0, 0, 12 * time.Second}, {300 * time.Millisecond, PowerCut, 1, 0, 14 * time.Second}, {4 * time.Second, DestroyNode, 7, 0, 0}, {5 * time.Second, PowerCut, 0, 0, 300 * time.Millisecond},
-	},
-	"the same, cut off one way": {
-		{0, CutOneWay, 7, 0, 5 * time.Second}, {300 * time.Millisecond, PowerCut, 1, 0, 8 * time.Second}, {4 * time.Second, DestroyNode, 7, 0, 0},
-	},
-	"a new primary is cut off from its standbys just after its promotion, and lost": {
-		{0, Switchover, 0, 0, 0}, {150 * time.Millisecond, CutStandbys, 7, 0, 3 * time.Second}, {2 * time.Second, DestroyNode, 7, 0, 0},
-	},
-	"the same after an emergency": {
-		{0, KillPostgres, 7, 0, 0}, {100 * time.Millisecond, CutStandbys, 7, 0, 3 * time.Second}, {2 * time.Second, PowerCut, 7, 0, 3 * time.Second},
-	},
-	"the old primary lives on unseen while one who promised forgets in a power cut": {
-		{0, HangAgent, 7, 0, 12 * time.Second}, {20 * time.Millisecond, CutOperators, 7, 0, 12 * time.Second}, {40 * time.Millisecond, CutStandbys, 7, 0, 2500 * time.Millisecond}, {2 * time.Second, PowerCut, 0, 0, 300 * time.Millisecond},
-	},
-	"both who promised forget": {
-		{0, HangAgent, 7, 0, 12 * time.Second}, {20 * time.Millisecond, CutStandbys, 7, 0, 2500 * time.Millisecond}, {2 * time.Second, PowerCut, 0, 0, 300 * time.Millisecond}, {2 * time.Second, PowerCut, 1, 0, 300 * time.Millisecond},
-	},
-	"a member flaps while orders are late, and is lost with the primary": {
-		{0, SlowDisk, 0, 0, 30 * time.Second},
-		{0, CutNode, 1, 0, 2600 * time.Millisecond},
-		{4 * time.Second, CutNode, 1, 0, 2600 * time.Millisecond},
-		{8 * time.Second, CutNode, 1, 0, 2600 * time.Millisecond},
-		{12 * time.Second, CutNode, 1, 0, 8 * time.Second},
-		{12 * time.Second, DestroyNode, 7, 0, 0},
-	},
-	"members come and go, and then the primary is lost": {
-		{0, KillPod, 0, 0, 4 * time.Second}, {4 * time.Second, KillPod, 1, 0, 4 * time.Second}, {8 * time.Second, PowerCut, 0, 0, 4 * time.Second}, {12 * time.Second, DestroyNode, 7, 0, 0},
-	},
-	"members come and go, and then the primary is frozen": {
-		{0, PowerCut, 0, 0, 2 * time.Second}, {3 * time.Second, PowerCut, 1, 0, 2 * time.Second}, {6 * time.Second, PowerCut, 0, 0, 2 * time.Second}, {9 * time.Second, FreezeNode, 7, 0, 6 * time.Second},
-	},
-	"a learner catches up that cannot be let in, hears more than the members, and is lost with the primary": {
-		{0, Leave, 0, 0, 0},
-		{300 * time.Millisecond, NoAPI, 0, 0, 7 * time.Second},
-		{3500 * time.Millisecond, CutOneWay, 7, 0, 6 * time.Second},
-		{3500 * time.Millisecond, CutOneWay, 7, 1, 6 * time.Second},
-		{5 * time.Second, PowerCut, 2, 0, 10 * time.Second},
-		{5 * time.Second, DestroyNode, 7, 0, 0},
-	},
-	"the coordinator stops in the middle and goes on later": {
-		{0, Switchover, 0, 0, 0}, {40 * time.Millisecond, PauseOperator, 0, 0, 6 * time.Second}, {3 * time.Second, KillPostgres, 7, 0, 0},
-	},
-	"and the primary with it": {
-		{0, Switchover, 0, 1, 0}, {60 * time.Millisecond, PauseOperator, 0, 1, 4 * time.Second}, {100 * time.Millisecond, FreezeNode, 7, 0, 5 * time.Second},
-	},
-	"promotions fail one after the other": {
-		{0, KillPostgres, 7, 0, 0}, {30 * time.Millisecond, KillPod, 0, 0, time.Second}, {1500 * time.Millisecond, KillPod, 1, 0, time.Second}, {2500 * time.Millisecond, PowerCut, 0, 0, time.Second},
-	},
-	"a primary is promoted again while the agent of a standby hangs": {
-		{0, HangAgent, 1, 0, 5 * time.Second}, {20 * time.Millisecond, CutOperators, 1, 0, 5 * time.Second}, {200 * time.Millisecond, PowerCut, 0, 0, 9 * time.Second}, {400 * time.Millisecond, KillPostgres, 7, 0, 0}, {5 * time.Second, DestroyNode, 7, 0, 0},
-	},
-}
-
-// draw makes a schedule: plots, and bursts of faults close together, since it is the second one in the middle of the
-// first's repair that breaks things. The primary is a favourite target.
-//
-// With a plot, that one is repeated and nothing else happens.
-func draw(seed uint64, trouble time.Duration, plot string) []Fault {
-	names := slices.Sorted(maps.Keys(plots))
-	r := rand.New(rand.NewPCG(seed, 0xfa17))
-	total := 0
-	for _, k := range kinds {
-		total += k.weight
+	s := fmt.Sprintf("%v %s target=%d other=%d for=%v", f.At.Round(time.Millisecond), f.Kind, f.Target, f.Other, f.For.Round(time.Millisecond))
+	if t := f.On; t.Event != "" {
+		s += fmt.Sprintf(" on=%s#%d+%v", t.Event, t.Nth, t.After.Round(time.Microsecond))
 	}
-	upTo := func(d time.Duration) time.Duration { return time.Duration(r.Int64N(int64(d))) }
-	var out []Fault
-	for at := time.Second; at < trouble; at += upTo(8 * time.Second) {
-		if plot != "" || r.IntN(2) == 0 {
-			name := plot
-			if plot == "" {
-				name = names[r.IntN(len(names))]
-			}
-			for _, f := range plots[name] {
-				f.At = at + f.At*8/10 + upTo(f.At*4/10+30*time.Millisecond)
-				f.For = f.For*7/10 + upTo(f.For*6/10+time.Millisecond)
-				out = append(out, f)
-			}
-			if plot != "" {
-				at += 20 * time.Second
-			}
-			continue
-		}
-		for range 1 + r.IntN(4) {
-			n := r.IntN(total)
-			f := Fault{At: at, Target: r.IntN(8), Other: r.IntN(8), For: upTo(8 * time.Second)}
-			for _, k := range kinds {
-				if n -= k.weight; n < 0 {
-					f.Kind = k.kind
-					break
-				}
-			}
-			out = append(out, f)
-			at += upTo(700 * time.Millisecond)
-		}
-	}
-	slices.SortStableFunc(out, func(a, b Fault) int { return cmp.Compare(a.At, b.At) })
-	return out
+	return s
 }
 
 // target finds the instance a fault means. The primary is the one of the established term.
-func (w *world) target(n int) *instance {
+func (w *world) target(n int, of *instance) *instance {
 	primary := w.byName[w.api.record.Primary()]
+	if n == 8 && of != nil && !of.lost {
+		return of
+	}
 	if n >= 4 && primary != nil && !primary.lost {
 		return primary
 	}
@@ -206,15 +128,42 @@ func (w *world) target(n int) *instance {
 	return others[n%len(others)]
 }
 
-func (w *world) inject(f Fault) {
+// arm has a fault happen now, or when its event has come.
+func (w *world) arm(f Fault) {
+	if f.On.Event != "" {
+		w.armed = append(w.armed, f)
+		return
+	}
+	w.inject(f, nil)
+}
+
+// event is something that armed faults may wait for.
+func (w *world) event(name string, i *instance) {
+	still := w.armed[:0]
+	for _, f := range w.armed {
+		if f.On.Event == name {
+			f.On.Nth--
+		}
+		if f.On.Event != name || f.On.Nth > 0 {
+			still = append(still, f)
+			continue
+		}
+		w.count("fault on " + name)
+		w.s.after(f.On.After, nil, func() { w.inject(f, i) })
+	}
+	w.armed = still
+}
+
+// inject has a fault happen, at an event of the instance of.
+func (w *world) inject(f Fault, of *instance) {
 	if len(w.api.list) == 0 {
 		return
 	}
-	i, o := w.target(f.Target), w.operators[f.Other%len(w.operators)]
+	i, o := w.target(f.Target, of), w.operators[f.Other%len(w.operators)]
 	w.trace("fault: %s %s (%s) for %v", f.Kind, i.name, o.name, f.For.Round(time.Millisecond))
 	w.count("fault " + string(f.Kind))
 	if strings.HasPrefix(string(f.Kind), "cut-") {
-		w.cut(f, i)
+		w.cut(f, i, w.target(f.Other, of))
 		return
 	}
 	later := func(fn func()) { w.s.after(f.For, nil, fn) }
@@ -288,6 +237,9 @@ func (w *world) injectControl(f Fault, i *instance, o *operator, later func(func
 		w.s.after(0, o.proc, func() { o.reparent(reparent.Request{Kind: reparent.Planned}) })
 	case Emergency:
 		w.s.after(0, o.proc, func() { o.reparent(reparent.Request{Kind: reparent.Emergency}) })
+	case Again:
+		req := reparent.Request{Kind: reparent.Emergency, To: w.api.record.Primary()}
+		w.s.after(0, o.proc, func() { o.reparent(req) })
 	case Leave:
 		i.leaving = true
 		w.api.changed()
@@ -364,7 +316,7 @@ func (w *world) network(f Fault) {
 }
 
 // cut takes ways between machines away, and gives them back.
-func (w *world) cut(f Fault, i *instance) {
+func (w *world) cut(f Fault, i, other *instance) {
 	var ways []*link
 	both := func(a, b *machine) { ways = append(ways, w.link(a, b), w.link(b, a)) }
 	switch f.Kind {
@@ -385,7 +337,7 @@ func (w *world) cut(f Fault, i *instance) {
 			both(o.machine, i.machine)
 		}
 	case CutOneWay:
-		ways = append(ways, w.link(i.machine, w.target(f.Other).machine))
+		ways = append(ways, w.link(i.machine, other.machine))
 	}
 	for _, l := range ways {
 		l.cut = true
@@ -400,6 +352,7 @@ func (w *world) cut(f Fault, i *instance) {
 // heal ends all faults.
 func (w *world) heal() {
 	w.trace("faults are over")
+	w.armed = nil
 	for n := range w.links {
 		w.links[n] = link{}
 	}

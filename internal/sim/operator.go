@@ -148,7 +148,7 @@ func (o *operator) reparent(req reparent.Request) {
 		return
 	}
 	o.reparents = true
-	req.CatchUp = true
+	req.CatchUp = o.w.conf.Seed/2%2 == 0 // the operator does not ask for it; the rules must hold with it too
 	req.Coordinator, req.Spent, req.Size, req.Reason = o.name, o.api.last.term, o.w.conf.Instances-1, "Sim"
 	for _, i := range o.api.list {
 		h := o.of(i)

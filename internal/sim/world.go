@@ -63,6 +63,9 @@ type instance struct {
 	waiters    []func()
 	pgFrozenAt time.Duration
 	maxTerm    uint64 // highest term it ever answered with
+
+	promised    uint64 // the highest term it ever promised, and its log then
+	promisedLog *record
 }
 
 // world is a shard, its network, its API server and its operators.
@@ -77,6 +80,7 @@ type world struct {
 	operators []*operator
 	api       *api
 	nextID    uint64
+	armed     []Fault // wait for an event
 	late      float64 // share of calls that are carried out late, and of those carried out twice
 	dirty     bool    // something that decides who can acknowledge has changed
 	check
