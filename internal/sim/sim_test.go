@@ -137,3 +137,19 @@ func TestQuietShardStaysQuiet(t *testing.T) {
 		require.Greater(t, r.Acked, 1000)
 	}
 }
+
+// A planned reparent that waits for a checkpoint has touched nothing: the emergency of the disk that hangs does not wait for it.
+func TestAnEmergencyDoesNotWaitForACheckpoint(t *testing.T) {
+	for seed := range uint64(20) {
+		var back time.Duration
+		r := Run(Config{Seed: seed, Instances: 3, Trouble: 60 * time.Second, Faults: []Fault{
+			at(time.Second, Switchover, 0, 0, 0), at(time.Second+time.Millisecond, StallDisk, 7, 0, 50*time.Second),
+		}, Trace: func(at time.Duration, line string) {
+			if back == 0 && at > time.Second && strings.Contains(line, "is established in term") {
+				back = at - time.Second
+			}
+		}})
+		require.Empty(t, r.Violation)
+		require.Less(t, back, 10*time.Second, "seed %d", seed)
+	}
+}

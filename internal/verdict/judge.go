@@ -10,7 +10,8 @@ import (
 )
 
 // Judge gives the one verdict on a shard. It first finds the primary and judges it, then looks for a second one, then at
-// the standbys; the first finding wins. A reparent whose coordinator is alive turns every reparenting action into None.
+// the standbys; the first finding wins. A reparent whose coordinator is alive turns every reparenting action into None, but for an emergency
+// while a planned one only prepares: that one has touched nothing, and finds itself overtaken when it goes on.
 func Judge(o Observed, p Params) Judgement {
 	s := shard{o: o, p: p}
 	j := s.judge()
@@ -19,6 +20,7 @@ func Judge(o Observed, p Params) Judgement {
 		case r.Failures > 0 && r.PhaseAge < wait:
 			j.Action = None
 			j.Why += fmt.Sprintf("; the last %d reparents failed, the next one may begin %v after the last", r.Failures, wait)
+		case j.Action == ERS && r.Prepares:
 		case r.Failures == 0 && r.PhaseAge <= r.PhaseLimit+p.Overdue:
 			j.Action = None
 			j.Why += fmt.Sprintf("; a reparent to term %d is under way (%s for %v)", r.Term, r.Phase, round(r.PhaseAge))

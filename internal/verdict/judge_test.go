@@ -293,6 +293,13 @@ func TestBegunTerms(t *testing.T) {
 	require.Equal(t, None, j.Action, "a coordinator at work is left alone")
 	o.Reparent.PhaseAge = 3 * sec
 	require.Equal(t, ERS, Judge(o, DefaultParams()).Action, "a dead one is overtaken")
+	o.Reparent.PhaseAge, o.Reparent.Phase, o.Reparent.Prepares = sec, "Prepare", true
+	require.Equal(t, ERS, Judge(o, DefaultParams()).Action, "an emergency does not wait for the checkpoint of a planned one")
+	sick := three()
+	sick.at("p").DiskUsed = 0.99
+	require.Equal(t, PRS, Judge(sick, DefaultParams()).Action)
+	sick.Reparent = o.Reparent
+	require.Equal(t, None, Judge(sick, DefaultParams()).Action, "another planned one does")
 	o.Reparent = &InFlight{Term: 6, Failures: 1, PhaseAge: sec / 4}
 	require.Equal(t, None, Judge(o, DefaultParams()).Action, "failed a moment ago")
 	o.Reparent.PhaseAge = sec

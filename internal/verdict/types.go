@@ -162,6 +162,8 @@ type Instance struct {
 type InFlight struct {
 	Term  uint64
 	Phase string
+	// Prepares: a planned one that has touched nothing yet. It may wait long for the very disk that makes the emergency.
+	Prepares bool
 	// Failures is how many of the newest reparents in a row ended without a primary; 0 while the newest has no outcome.
 	// Then PhaseAge is the time since the last of them ended.
 	Failures int

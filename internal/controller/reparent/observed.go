@@ -215,6 +215,7 @@ func (e *Emergency) inFlight(ctx context.Context, sh *v1alpha1.Shard, h *history
 	limits := reparent.Limits{Drain: newest.Spec.DrainTimeout.Duration}
 	return &verdict.InFlight{
 		Term: uint64(newest.Spec.Term), Phase: newest.Status.Phase, Failures: failures,
+		Prepares: newest.Status.Outcome == "" && newest.Status.Phase == string(reparent.PhasePrepare),
 		PhaseAge: now.Sub(h.inFlightSince), PhaseLimit: limits.Phase(reparent.PhaseName(newest.Status.Phase)),
 	}, nil
 }
