@@ -291,3 +291,15 @@ func TestARequestForAShardThatIsNotThereIsRefused(t *testing.T) {
 	require.Equal(t, string(reparent.Refused), got.Status.Outcome)
 	require.Contains(t, got.Status.Message, "there is no Shard db-0")
 }
+
+// A planned reparent that prepares holds back no emergency: the verdict is told which one does.
+func TestTheVerdictIsToldWhetherAReparentOnlyPrepares(t *testing.T) {
+	for phase, prepares := range map[reparent.PhaseName]bool{reparent.PhaseCheck: false, reparent.PhasePrepare: true, reparent.PhaseDemote: false} {
+		c := server(t, interceptor.Funcs{}, request(func(rp *v1alpha1.Reparent) { rp.Status.Phase = string(phase) }))
+		e := &Emergency{Runner: &Runner{Client: c}}
+		told, err := e.inFlight(t.Context(), object(), newHistory(), now)
+		require.NoError(t, err)
+		require.Equal(t, string(phase), told.Phase)
+		require.Equal(t, prepares, told.Prepares, phase)
+	}
+}
