@@ -57,8 +57,9 @@ lint: $(BIN)/tools/staticcheck $(BIN)/tools/gofumpt ## gofumpt, vet and staticch
 	@echo "lint: staticcheck"; $(BIN)/tools/staticcheck -tags integration,e2e,karpenter ./... && (cd lab && CGO_ENABLED=0 $(abspath $(BIN))/tools/staticcheck -tags e2e $(LAB_OWN))
 
 .PHONY: test-unit
-test-unit: $(BIN)/helm ## Unit tests with the race detector; those of the chart render it
+test-unit: $(BIN)/helm ## Unit tests with the race detector, and the simulator's full budget without it; those of the chart render it
 	go test -race -timeout 15m ./...
+	go test -timeout 15m ./internal/sim/
 	cd lab && CGO_ENABLED=0 go test -timeout 5m $(LAB_OWN)
 
 .PHONY: test-integration

@@ -200,9 +200,9 @@ func (a *Agent) endIntent(ctx context.Context) error {
 	})
 }
 
-// attribute ends the intent: a timeline that nobody told of was begun by it. 0 is none.
+// attribute ends the intent: a timeline that nobody told of was begun by it. 0 is none, and the first is the bootstrap's.
 func (s *State) attribute(begun uint32) {
-	if s.Intent != 0 && begun != 0 {
+	if s.Intent != 0 && begun > 1 {
 		if s.Timelines == nil {
 			s.Timelines = map[uint32]uint64{}
 		}

@@ -96,8 +96,7 @@ func (a *Agent) Promote(ctx context.Context, req *agentpb.PromoteRequest) (*agen
 			if own == 0 { // hearsay of timelines could not be told from what is here
 				return status.Error(codes.Unavailable, "PostgreSQL does not say on which timeline it is")
 			}
-			s.Term, s.Intent, s.Follow, s.Halted, s.Fenced = req.GetTerm(), req.GetTerm(), nil, "", ""
-			s.forgetHearsay(own)
+			s.promoting(req.GetTerm(), own)
 		}
 		return nil
 	})
@@ -161,6 +160,14 @@ func (s *State) promotable(term uint64) error {
 		return refuse("this instance leads term %d; demote it first", s.Term)
 	}
 	return nil
+}
+
+// promoting makes s a state that begins to be promoted. own is the timeline of the last record. An earlier order may have begun
+// it and been interrupted, and the start after that may have failed to say so: the next timeline must not make it forgotten.
+func (s *State) promoting(term uint64, own uint32) {
+	s.attribute(own)
+	s.Term, s.Intent, s.Follow, s.Halted, s.Fenced = term, term, nil, "", ""
+	s.forgetHearsay(own)
 }
 
 func (a *Agent) promote(ctx context.Context, term uint64, cohort *quorum.Cohort) error {

@@ -70,6 +70,17 @@ func TestAnInterruptedPromotionOnANumberHeardOf(t *testing.T) {
 	require.Equal(t, map[uint32]uint64{1: 1, 6: 4, 7: 6}, s.Timelines)
 }
 
+// Promoted twice in one term, because the first time was interrupted, an instance has two timelines of that term. Were the
+// first not in the map, a standby with another timeline of that number would be thought to have the same.
+func TestAPromotionThatIsRepeatedKeepsTheTimelineOfTheFirst(t *testing.T) {
+	s := State{Term: 6, Timelines: map[uint32]uint64{1: 1, 2: 4}}
+	s.promoting(6, 1)
+	require.Equal(t, map[uint32]uint64{1: 1}, s.Timelines, "hearsay")
+	s.promoting(6, 2)
+	require.NoError(t, s.promoted(6, 3, quorum.Cohort{Term: 6}))
+	require.Equal(t, map[uint32]uint64{1: 1, 2: 6, 3: 6}, s.Timelines)
+}
+
 func TestUnattributed(t *testing.T) {
 	s := State{Term: 3, Timelines: map[uint32]uint64{2: 2}}
 	require.False(t, s.unattributed(0), "nothing was observed")
@@ -258,6 +269,9 @@ func TestWALTerm(t *testing.T) {
 	s = State{Intent: 3}
 	s.attribute(0)
 	require.Empty(t, s.Timelines)
+	s = State{Intent: 3}
+	s.attribute(1)
+	require.Empty(t, s.Timelines, "initdb's timeline is of term 1, whoever is promoted and dies before he has begun another")
 }
 
 // Whatever is asked in whatever order, the term never falls, and a promise is never broken by a lower term.
@@ -279,7 +293,7 @@ func TestTermsNeverFall(t *testing.T) {
 				_, err = s.follow(&Target{Term: term, Instance: "p"}, map[uint32]uint64{1: 1}, 1)
 			case 2:
 				if err = s.promotable(term); err == nil {
-					s.Term, s.Intent, s.Follow = term, term, nil
+					s.promoting(term, 1)
 				}
 			case 3:
 				_ = s.promoted(s.Intent, 2, quorum.Cohort{Term: s.Intent})

@@ -163,7 +163,7 @@ func (a *agent) revoke() (any, error) {
 		return nil, fmt.Errorf("%w: nobody said in which term timeline %d began", errRefused, a.i.pg.flushed.tli())
 	}
 	p := quorum.Promise{Instance: a.i.name, Term: a.mem.term, Position: a.position(), WasPrimary: was}
-	a.w.replied(a, p.Term)
+	a.w.promised(a.i, p.Term)
 	a.changed()
 	return p, nil
 }

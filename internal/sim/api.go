@@ -23,6 +23,7 @@ type api struct {
 // journal is a Reparent object.
 type journal struct {
 	term    uint64
+	kind    reparent.Kind
 	holder  string
 	phase   reparent.PhaseName
 	writes  int // changes so far: how observers notice that it moves
@@ -182,7 +183,7 @@ func (p ports) Open(_ context.Context, o reparent.Opening) error {
 				return nil, reparent.ErrTermTaken
 			}
 		}
-		w.api.journal = append(w.api.journal, journal{term: o.Term, holder: holder, phase: reparent.PhaseCheck})
+		w.api.journal = append(w.api.journal, journal{term: o.Term, kind: o.Kind, holder: holder, phase: reparent.PhaseCheck})
 		w.api.changed()
 		return nil, nil
 	})

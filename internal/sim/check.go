@@ -51,13 +51,26 @@ func (w *world) ruleIsRecorded(i *instance) {
 }
 
 // witnessed: whoever is counted for an acknowledged commit has it. PostgreSQL counts LSNs; a log that was glued on to another
-// one reaches that LSN without the record.
+// one reaches that LSN without the record. And it had it already when it promised a higher term, should it have.
 func (w *world) witnessed(p *instance, r *record, counted []*session) {
 	for _, s := range counted {
-		if d := s.down; s.flushed >= r.lsn && d.whole() && !d.agent.rewinding && !d.pg.flushed.contains(r) {
+		d := s.down
+		switch {
+		case s.flushed < r.lsn:
+		case d.whole() && !d.agent.rewinding && !d.pg.flushed.contains(r):
 			w.fail("%s acknowledged commit %d of term %d (LSN %d) by the word of %s, which does not have it: its log ends at LSN %d of term %d", p.name, r.id, r.tl.term, r.lsn, d.name, d.pg.flushed.end(), d.pg.flushed.tl.term)
+		case r.tl.term < d.promised && !d.promisedLog.contains(r):
+			w.fail("%s acknowledged commit %d of term %d (LSN %d) by the word of %s, which had promised term %d at LSN %d", p.name, r.id, r.tl.term, r.lsn, d.name, d.promised, d.promisedLog.end())
 		}
 	}
+}
+
+// promised: an agent gave its word that it acknowledges nothing of a lower term beyond what it has now.
+func (w *world) promised(i *instance, term uint64) {
+	if term > i.promised {
+		i.promised, i.promisedLog = term, i.pg.flushed
+	}
+	w.replied(i.agent, term)
 }
 
 // promoted: a new primary leaves recovery. It must have every commit acknowledged in an earlier term.
@@ -77,12 +90,16 @@ func (w *world) promoted(i *instance, tl *timeline) {
 	}
 }
 
-// establishedAt: the agent says that the journal row r was acknowledged.
+// establishedAt: the agent says that the journal row r was acknowledged. It must have been: clients are let in now.
 func (w *world) establishedAt(i *instance, r *record) {
 	w.trace("%s is established in term %d", i.name, i.agent.mem.term)
 	w.count("established")
 	w.event(eventEstablished, i)
-	if !r.contains(w.acked) && !w.acked.contains(r) {
+	switch {
+	case w.acked.contains(r):
+	case r.contains(w.acked):
+		w.fail("%s is established in term %d before its row in the journal was acknowledged", i.name, i.agent.mem.term)
+	default:
 		w.fail("%s is established in term %d without acknowledged commit %d of term %d", i.name, i.agent.mem.term, w.acked.id, w.acked.tl.term)
 	}
 }

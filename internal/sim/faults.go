@@ -148,6 +148,7 @@ func (w *world) event(name string, i *instance) {
 			still = append(still, f)
 			continue
 		}
+		w.count("fault on " + name)
 		w.s.after(f.On.After, nil, func() { w.inject(f, i) })
 	}
 	w.armed = still

@@ -88,3 +88,79 @@ func TestClocks(t *testing.T) {
 	require.Equal(t, 12*time.Second, s.clock(p))
 	require.Equal(t, time.Second, w.real(p, 2*time.Second))
 }
+
+// A fault that waits strikes at its event, as many times as it takes and not before it was armed, and may mean the instance
+// of the event.
+func TestFaultsWaitForEvents(t *testing.T) {
+	w := newWorld(Config{Instances: 3})
+	defer w.s.shutdown()
+	standby, primary := w.instances[1], w.instances[0]
+	w.event(eventPromoted, standby)
+	w.arm(on(eventPromoted, 2, 10*time.Millisecond, 0, at(0, HangAgent, 8, 0, time.Hour)))
+	w.event(eventPromoted, primary)
+	w.event(eventRetire, primary)
+	w.advance(20 * time.Millisecond)
+	require.False(t, primary.agent.proc.frozen, "not yet")
+	w.event(eventPromoted, standby)
+	w.advance(25 * time.Millisecond)
+	require.False(t, standby.agent.proc.frozen, "a little later")
+	w.advance(35 * time.Millisecond)
+	require.True(t, standby.agent.proc.frozen)
+	require.False(t, primary.agent.proc.frozen)
+	require.Empty(t, w.armed)
+
+	w.arm(on(eventRetire, 1, 0, 0, at(0, HangAgent, 7, 0, time.Hour)))
+	w.heal()
+	w.event(eventRetire, standby)
+	w.advance(40 * time.Millisecond)
+	require.False(t, primary.agent.proc.frozen, "the faults are over")
+}
+
+func TestDrawnFaultsHaveTheirTimes(t *testing.T) {
+	f := on(eventPromoted, 2, time.Millisecond, time.Second, at(0, KillPod, 8, 0, 0))
+	require.Equal(t, "0s kill-pod target=8 other=0 for=0s on=promoted#2+1ms", f.String())
+	waiting := 0
+	for seed := range uint64(30) {
+		for _, f := range draw(seed, 40*time.Second, "") {
+			require.Zero(t, f.On.Jitter, "a schedule can be shrunk only if nothing in it is left to chance: %v", f)
+			if f.On.Event != "" {
+				waiting++
+				require.Positive(t, f.On.Nth)
+			}
+		}
+	}
+	require.Positive(t, waiting)
+}
+
+// A checkpoint is as good as the disk and the server it is for.
+func TestCheckpointHangs(t *testing.T) {
+	checkpoint := func(prepare func(w *world, i *instance), wait time.Duration) (done bool, err error) {
+		w := newWorld(Config{Instances: 3})
+		defer w.s.shutdown()
+		i := w.instances[0]
+		prepare(w, i)
+		w.s.spawn(i.agent.proc, func() {
+			_, err = i.agent.checkpoint(1)
+			done = true
+		})
+		w.advance(wait)
+		return done, err
+	}
+	nothing := func(*world, *instance) {}
+	done, err := checkpoint(nothing, 1500*time.Millisecond)
+	require.True(t, done)
+	require.NoError(t, err)
+	done, _ = checkpoint(func(w *world, i *instance) { w.stall(i) }, 1500*time.Millisecond)
+	require.False(t, done, "the disk is stalled")
+	done, _ = checkpoint(func(w *world, i *instance) { w.freezePostgres(i) }, 1500*time.Millisecond) // before an emergency ends it
+	require.False(t, done, "the server is stopped")
+	done, err = checkpoint(func(w *world, i *instance) {
+		w.stall(i)
+		w.s.after(time.Second, nil, func() { i.pg.crash(false) })
+	}, 4*time.Second)
+	require.True(t, done)
+	require.Error(t, err, "the server went down")
+	done, err = checkpoint(func(_ *world, i *instance) { i.agent.mem.primary = false }, time.Second)
+	require.True(t, done)
+	require.Error(t, err, "not the primary")
+}

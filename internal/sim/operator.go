@@ -113,7 +113,7 @@ func (o *operator) observed() verdict.Observed {
 		obs.Instances = append(obs.Instances, v)
 	}
 	if j := o.api.last; j.term > 0 && (j.outcome == "" || o.api.failed > 0) {
-		obs.Reparent = &verdict.InFlight{Term: j.term, Phase: string(j.phase), PhaseAge: o.now() - o.movedAt, PhaseLimit: reparent.Limits{}.Phase(j.phase), Failures: o.api.failed}
+		obs.Reparent = &verdict.InFlight{Term: j.term, Phase: string(j.phase), Planned: j.kind == reparent.Planned, PhaseAge: o.now() - o.movedAt, PhaseLimit: reparent.Limits{}.Phase(j.phase), Failures: o.api.failed}
 	}
 	return obs
 }

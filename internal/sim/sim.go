@@ -8,6 +8,10 @@
 //
 //   - every acknowledged commit is in the log of every later primary, from its promotion on;
 //   - acknowledged commits lie on one line;
+//   - what is acknowledged is acknowledged by a recorded cohort, and by the word of standbys that have it, and had it when
+//     they promised a higher term;
+//   - a term is established after its row in the journal was acknowledged;
+//   - nothing that the record names is destroyed, and the record names nothing that is being destroyed;
 //   - no two primaries are able to acknowledge, even if every obstacle of the network went away now;
 //   - an agent's term never goes back, across crashes and power cuts;
 //   - when the faults are over, the shard is in order again within a time.

@@ -34,6 +34,9 @@ func TestSeeds(t *testing.T) {
 	for _, k := range kinds {
 		require.Positive(t, counts["fault "+string(k.kind)], k.kind)
 	}
+	for _, e := range events {
+		require.Positive(t, counts["fault on "+e], e)
+	}
 	for what, n := range counts {
 		if strings.HasPrefix(what, "hopeless") {
 			require.LessOrEqual(t, n, seeds/100, what)
@@ -74,17 +77,27 @@ func TestSimulatorCatchesBrokenRules(t *testing.T) {
 	}
 	for _, v := range Variants {
 		t.Run(v.Name, func(t *testing.T) {
-			if v.Budget == 0 {
-				t.Skip("takes too many seeds for a test")
-			}
 			for seed := range uint64(v.Budget) {
-				if r := Run(Config{Seed: seed, Variant: v.Variant, Plot: v.Plot}); r.Violation != "" {
+				if r := Run(Config{Seed: seed, Variant: v.Variant, Plot: v.Plot, Instances: v.Instances}); r.Violation != "" {
 					t.Log(r)
 					return
 				}
 			}
 			t.Fatalf("not caught in %d seeds", v.Budget)
 		})
+	}
+}
+
+// TestPlotsOfBrokenRules: it is the broken rule that is caught, and not the plot that is made for it.
+func TestPlotsOfBrokenRules(t *testing.T) {
+	for _, v := range Variants {
+		if v.Plot == "" {
+			continue
+		}
+		for seed := range uint64(seeds / 60) {
+			r := Run(Config{Seed: seed, Plot: v.Plot, Instances: v.Instances})
+			require.Empty(t, r.Violation, "%s: seed %d", v.Plot, seed)
+		}
 	}
 }
 
@@ -122,5 +135,21 @@ func TestQuietShardStaysQuiet(t *testing.T) {
 		require.Empty(t, r.Violation)
 		require.Zero(t, r.Counts["promotion"], "%d instances: %v", n, r.Counts)
 		require.Greater(t, r.Acked, 1000)
+	}
+}
+
+// A planned reparent that waits for a checkpoint has touched nothing: the emergency of the disk that hangs does not wait for it.
+func TestAnEmergencyDoesNotWaitForACheckpoint(t *testing.T) {
+	for seed := range uint64(20) {
+		var back time.Duration
+		r := Run(Config{Seed: seed, Instances: 3, Trouble: 60 * time.Second, Faults: []Fault{
+			at(time.Second, Switchover, 0, 0, 0), at(time.Second+time.Millisecond, StallDisk, 7, 0, 50*time.Second),
+		}, Trace: func(at time.Duration, line string) {
+			if back == 0 && at > time.Second && strings.Contains(line, "is established in term") {
+				back = at - time.Second
+			}
+		}})
+		require.Empty(t, r.Violation)
+		require.Less(t, back, 10*time.Second, "seed %d", seed)
 	}
 }

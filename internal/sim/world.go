@@ -63,6 +63,9 @@ type instance struct {
 	waiters    []func()
 	pgFrozenAt time.Duration
 	maxTerm    uint64 // highest term it ever answered with
+
+	promised    uint64 // the highest term it ever promised, and its log then
+	promisedLog *record
 }
 
 // world is a shard, its network, its API server and its operators.

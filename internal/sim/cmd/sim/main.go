@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -28,20 +29,21 @@ func main() {
 	limit := flag.Duration("for", time.Minute, "how long to run")
 	steps := flag.Int("steps", 0, "stop after that many steps in all; 0 is no limit")
 	instances := flag.Int("instances", 0, "instances of the shard; 0 varies them with the seed")
-	variant := flag.String("variant", "", "leave out a rule: "+names())
-	plot := flag.String("plot", "", "repeat one plot only (its name, see faults.go)")
+	variant := flag.String("variant", "", "leave out a rule: "+strings.Join(names(), ", "))
+	plot := flag.String("plot", "", "repeat one plot only (its name, see plots.go)")
 	shrink := flag.Int("shrink", 400, "runs to spend on shrinking a violation")
 	workers := flag.Int("workers", runtime.GOMAXPROCS(0), "runs at a time")
 	flag.Parse()
 
-	conf := sim.Config{Instances: *instances, Plot: *plot, Variant: find(*variant)}
+	conf := sim.Config{Instances: *instances, Plot: find("plot", *plot, sim.Plots()), Variant: variantOf(*variant)}
+	again := replay(*variant, *plot, *instances)
 	if *seed >= 0 {
 		conf.Seed = uint64(*seed)
 		conf.Trace = trace
 		r := sim.Run(conf)
 		fmt.Println(r)
 		if r.Violation != "" {
-			explain(conf, *shrink)
+			explain(conf, *shrink, again)
 			os.Exit(1)
 		}
 		return
@@ -52,7 +54,7 @@ func main() {
 	if bad := many(conf, *from, *seeds, *steps, *limit, *workers); bad != nil {
 		fmt.Println(*bad)
 		conf.Seed = bad.Seed
-		explain(conf, *shrink)
+		explain(conf, *shrink, again)
 		os.Exit(1)
 	}
 }
@@ -96,7 +98,7 @@ func many(conf sim.Config, from uint64, seeds, steps int, limit time.Duration, w
 }
 
 // explain shrinks a violation and shows what is left.
-func explain(conf sim.Config, tries int) {
+func explain(conf sim.Config, tries int, again string) {
 	conf.Trace = nil
 	small := sim.Shrink(conf, tries)
 	fmt.Printf("\nshrunk to %d faults:\n", len(small.Faults))
@@ -105,29 +107,49 @@ func explain(conf sim.Config, tries int) {
 	}
 	small.Trace = trace
 	fmt.Println(sim.Run(small))
-	fmt.Printf("replay with: go run ./internal/sim/cmd/sim --seed %d\n", conf.Seed)
+	fmt.Printf("replay with: %s --seed %d\n", again, conf.Seed)
+}
+
+// replay is the command that runs the same simulation again, but for the seed.
+func replay(variant, plot string, instances int) string {
+	cmd := "go run ./internal/sim/cmd/sim"
+	if variant != "" {
+		cmd += " --variant " + variant
+	}
+	if plot != "" {
+		cmd += fmt.Sprintf(" --plot %q", plot)
+	}
+	if instances != 0 {
+		cmd += fmt.Sprintf(" --instances %d", instances)
+	}
+	return cmd
 }
 
 func trace(at time.Duration, line string) { fmt.Printf("%10.4f  %s\n", at.Seconds(), line) }
 
-func find(name string) sim.Variant {
-	if name == "" {
-		return sim.Variant{}
-	}
+func variantOf(name string) sim.Variant {
+	find("variant", name, names())
 	for _, v := range sim.Variants {
 		if v.Name == name {
 			return v.Variant
 		}
 	}
-	fmt.Fprintf(os.Stderr, "no variant %q; there are: %s\n", name, names())
-	os.Exit(2)
 	return sim.Variant{}
 }
 
-func names() string {
+// find ends the program when there is no such name; "" is none.
+func find(what, name string, names []string) string {
+	if name != "" && !slices.Contains(names, name) {
+		fmt.Fprintf(os.Stderr, "no %s %q; there are:\n  %s\n", what, name, strings.Join(names, "\n  "))
+		os.Exit(2)
+	}
+	return name
+}
+
+func names() []string {
 	var out []string
 	for _, v := range sim.Variants {
 		out = append(out, v.Name)
 	}
-	return strings.Join(out, ", ")
+	return out
 }

@@ -17,7 +17,7 @@ func TestManyRunsAsManySeedsAsAsked(t *testing.T) {
 
 // What a broken rule does is found, and the seed that found it is told.
 func TestManyReturnsTheViolation(t *testing.T) {
-	conf := sim.Config{Variant: find("lsn-only")}
+	conf := sim.Config{Variant: variantOf("lsn-only")}
 	bad := many(conf, 1, 2000, 0, time.Minute, 2)
 	require.NotNil(t, bad)
 	conf.Seed = bad.Seed
@@ -25,9 +25,18 @@ func TestManyReturnsTheViolation(t *testing.T) {
 }
 
 func TestFind(t *testing.T) {
-	require.Equal(t, sim.Variant{}, find(""))
+	require.Equal(t, sim.Variant{}, variantOf(""))
 	for _, v := range sim.Variants {
-		require.Equal(t, v.Variant, find(v.Name))
+		require.Equal(t, v.Variant, variantOf(v.Name))
 		require.Contains(t, names(), v.Name)
+	}
+}
+
+// A replay is of the same variant, plot and size, or it is of something else.
+func TestReplayLine(t *testing.T) {
+	require.Equal(t, "go run ./internal/sim/cmd/sim", replay("", "", 0))
+	require.Equal(t, `go run ./internal/sim/cmd/sim --variant lsn-only --plot "both who promised forget" --instances 5`, replay("lsn-only", "both who promised forget", 5))
+	for _, v := range sim.Variants {
+		require.Equal(t, v.Plot, find("plot", v.Plot, sim.Plots()), "its plot exists")
 	}
 }
