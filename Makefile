@@ -92,7 +92,7 @@ sim: ## One shard under random faults; SEED= replays a run
 sim-soak: ## The same for as long as you like; SOAK= is a duration
 	go run ./internal/sim/cmd/sim -for $(or $(SOAK),1h)
 
-sim-fleet: ## A year of 10,000 shards: ages, replacement rates, plots
+sim-fleet: ## Two years of 10,000 shards side by side, in which nodes expire and in which instances do: ages, replacement rates, plots
 	go run ./internal/simfleet/cmd/sim-fleet -out $(SIM_OUT)
 
 ##@ Building

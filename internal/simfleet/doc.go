@@ -6,7 +6,8 @@
 //
 //	real       when nodes and instances go (package lifetime), who may begin (package ledger), every step of every
 //	           replacement (package replacement)
-//	simulated  machines, Pods, copying, the cohort keeper, reparents (they succeed), failures
+//	simulated  machines, Pods, copying, the cohort keeper, reparents (they succeed), failures; where a Pod goes: any node of
+//	           its zone with room, drawn at random, if possible none in the last eighth of its life
 //
 // The invariants are checked at every single step, not at the end: what is stopped is never the primary, never named by the
 // record, never a copy the shard needs; nothing is older than its maximum age unless the plan said so before.

@@ -111,6 +111,8 @@ type fleet struct {
 	byID      map[int32]*repair
 	waiting   [zones][]int32 // instances without a machine
 	open      [zones][]int32 // nodes with room
+	lasting   []int32        // scratch
+	fading    []int32        // scratch
 	dark      [zones]bool
 	short     [zones]bool
 	names     int

@@ -134,6 +134,48 @@ func TestTheReportNoticesWhatIsWrong(t *testing.T) {
 	require.False(t, f.report.hours[len(f.report.hours)-1].holds)
 }
 
+func TestPodsGoAnywhereButPreferablyNotWhereTheySoonMoveAgain(t *testing.T) {
+	f := newFleet(Config{Seed: 1, Mode: Nodes, PerNode: 2, MaxAge: 8 * day})
+	f.now = 30 * 86400
+	add := func(age int64, change func(*node)) int32 {
+		id := f.newNode(0)
+		f.nodes[id].born, f.nodes[id].up = f.now-age*86400, true
+		change(&f.nodes[id])
+		return id
+	}
+	plain := func(*node) {}
+	lasting := []int32{add(0, plain), add(3, plain), add(7, plain)}
+	fading := add(7, func(nd *node) { nd.born-- })
+	add(1, func(nd *node) { nd.used = 2 })
+	add(1, func(nd *node) { nd.going = true })
+	add(1, func(nd *node) { nd.dark = true })
+	drawn := map[int32]int{}
+	for range 300 {
+		drawn[f.room(0)]++
+	}
+	for _, id := range lasting {
+		require.Greater(t, drawn[id], 50, "the old is as good as the young")
+	}
+	require.Len(t, drawn, len(lasting))
+	for _, id := range lasting {
+		f.nodes[id].used = 2
+	}
+	require.Equal(t, fading, f.room(0), "better than none")
+	f.nodes[fading].used = 2
+	require.Equal(t, int32(-1), f.room(0))
+	require.Equal(t, int32(-1), f.room(1))
+
+	f.cfg.Mode = Instances
+	f.nodes[fading].used = 0
+	f.nodes[lasting[0]].used = 0
+	drawn = map[int32]int{}
+	for range 300 {
+		f.open[0] = []int32{fading, lasting[0]}
+		drawn[f.room(0)]++
+	}
+	require.Greater(t, drawn[fading], 50, "machines that stay have no last eighth")
+}
+
 func TestQueue(t *testing.T) {
 	var q queue
 	for _, at := range []int64{5, 1, 3, 1, 9, 1} {

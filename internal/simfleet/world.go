@@ -1,22 +1,41 @@
 package simfleet
 
-import "slices"
+import (
+	"slices"
+	"time"
+)
 
-// room finds the youngest node with room in a zone: what moves to an old node moves again soon.
+// room draws a node with room in a zone: the scheduler knows nothing of ages. All it is told is to prefer those that do not
+// go soon themselves.
 func (f *fleet) room(zone int8) int32 {
-	best, kept := int32(-1), f.open[zone][:0]
+	kept, lasting, fading := f.open[zone][:0], f.lasting[:0], f.fading[:0]
 	for _, n := range f.open[zone] {
 		nd := &f.nodes[n]
 		if !nd.alive || nd.zone != zone || nd.dead || nd.going || int(nd.used) >= f.cfg.PerNode {
 			continue
 		}
 		kept = append(kept, n)
-		if !nd.dark && (best < 0 || nd.born > f.nodes[best].born) {
-			best = n
+		switch {
+		case nd.dark:
+		case f.fades(nd):
+			fading = append(fading, n)
+		default:
+			lasting = append(lasting, n)
 		}
 	}
-	f.open[zone] = kept
-	return best
+	f.open[zone], f.lasting, f.fading = kept, lasting, fading
+	if len(lasting) == 0 {
+		lasting = fading
+	}
+	if len(lasting) == 0 {
+		return -1
+	}
+	return lasting[f.rng.IntN(len(lasting))]
+}
+
+// fades is true for a node in the last eighth of its life.
+func (f *fleet) fades(nd *node) bool {
+	return f.cfg.Mode == Nodes && f.now-nd.born > int64(f.cfg.MaxAge/time.Second)*7/8
 }
 
 func (f *fleet) put(id, n int32) {

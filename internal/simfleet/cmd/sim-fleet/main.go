@@ -1,4 +1,5 @@
-// Command sim-fleet runs a simulated year of a fleet and says whether it went as promised; see package simfleet.
+// Command sim-fleet runs a simulated year of a fleet, once for nodes that expire and once for instances, and says whether it
+// went as promised; see package simfleet.
 package main
 
 import (
@@ -8,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/pprof"
+	"slices"
+	"sync"
 	"time"
 
 	"theseus.dev/theseus/internal/simfleet"
@@ -15,7 +18,7 @@ import (
 
 func main() {
 	cfg := simfleet.Default()
-	mode := flag.String("mode", string(cfg.Mode), "what expires: nodes (with their instances) or instances")
+	mode := flag.String("mode", both, "what expires: nodes (with their instances), instances, or both, each in a year of its own")
 	flag.Uint64Var(&cfg.Seed, "seed", cfg.Seed, "one seed always gives the same run")
 	flag.IntVar(&cfg.Shards, "shards", cfg.Shards, "number of shards, of three instances each")
 	flag.IntVar(&cfg.PerNode, "per-node", cfg.PerNode, "instances per node")
@@ -23,14 +26,31 @@ func main() {
 	out := flag.String("out", "", "directory for the plots (SVG) and the table; none are written without it")
 	profile := flag.String("cpuprofile", "", "file for a CPU profile")
 	flag.Parse()
-	cfg.Mode = simfleet.Mode(*mode)
-	if err := run(cfg, *out, *profile); err != nil {
+	modes, err := modesOf(*mode)
+	if err == nil {
+		err = run(os.Stdout, cfg, modes, *out, *profile)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func run(cfg simfleet.Config, out, profile string) error {
+const both = "both"
+
+func modesOf(name string) ([]simfleet.Mode, error) {
+	all := []simfleet.Mode{simfleet.Nodes, simfleet.Instances}
+	switch {
+	case name == both:
+		return all, nil
+	case slices.Contains(all, simfleet.Mode(name)):
+		return []simfleet.Mode{simfleet.Mode(name)}, nil
+	}
+	return nil, fmt.Errorf("there is no mode %q: nodes, instances or %s", name, both)
+}
+
+// run runs the modes side by side: a year uses one processor.
+func run(w io.Writer, cfg simfleet.Config, modes []simfleet.Mode, out, profile string) error {
 	if profile != "" {
 		f, err := os.Create(profile)
 		if err != nil {
@@ -43,16 +63,29 @@ func run(cfg simfleet.Config, out, profile string) error {
 		defer pprof.StopCPUProfile()
 	}
 	began := time.Now()
-	r := simfleet.Run(cfg)
-	r.Print(os.Stdout)
-	fmt.Printf("took %s\n", time.Since(began).Round(100*time.Millisecond))
-	if out != "" {
-		if err := write(r, out, string(cfg.Mode)); err != nil {
+	reports := make([]*simfleet.Report, len(modes))
+	var years sync.WaitGroup
+	for i, mode := range modes {
+		cfg := cfg
+		cfg.Mode = mode
+		years.Go(func() { reports[i] = simfleet.Run(cfg) })
+	}
+	years.Wait()
+	problems := 0
+	for _, r := range reports {
+		r.Print(w)
+		fmt.Fprintln(w)
+		problems += len(r.Problems())
+		if out == "" {
+			continue
+		}
+		if err := write(r, out, string(r.Config.Mode)); err != nil {
 			return err
 		}
 	}
-	if n := len(r.Problems()); n > 0 {
-		return fmt.Errorf("%d problems", n)
+	fmt.Fprintf(w, "took %s\n", time.Since(began).Round(100*time.Millisecond))
+	if problems > 0 {
+		return fmt.Errorf("%d problems", problems)
 	}
 	return nil
 }
