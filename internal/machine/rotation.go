@@ -10,6 +10,8 @@ import (
 //	Holding → Surging → Moving → Replacing → Done
 //	   │         └────────┴─► GivingBack → Failed     (did not empty in time; it is tried again later)
 //	   └────────────────────────────────────┘          (could not be held)
+//
+// From Replacing, too, the way leads to Failed when the machine does not go in time. Then it is not given back.
 type Phase string
 
 // The phases.

@@ -285,6 +285,7 @@ func newRotation(before *v1alpha1.NodeRotation, node *corev1.Node, q ledger.Node
 	}
 	if before != nil && toldToGo(before) {
 		rot.Phase, rot.Message = string(machine.Replacing), "the machine is asked for once more"
+		rot.Machine, rot.MachineUID = before.Machine, before.MachineUID // it may be gone from under the node by now
 	}
 	return rot
 }

@@ -7,9 +7,11 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/ledger"
 	"theseus.dev/theseus/internal/machine"
 )
 
@@ -48,6 +50,27 @@ func TestWhatIsKeptOfRotations(t *testing.T) {
 		all[1+i] = ended(fmt.Sprint("n", i), machine.RotDone, "", time.Duration(i)*time.Second, time.Hour)
 	}
 	require.Len(t, forgotten(all, there, t0), 201, "all of the last hour count for the pace")
+}
+
+func TestARotationBeginsWhereTheLastOneLeftTheMachine(t *testing.T) {
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", UID: "u"}}
+	for name, tc := range map[string]struct {
+		before   *v1alpha1.NodeRotation
+		phase    machine.Phase
+		machine  string
+		failures int32
+	}{
+		"the first":               {nil, machine.Holding, "", 0},
+		"one that was given back": {&v1alpha1.NodeRotation{Phase: "Failed", FailedIn: "Moving", Machine: "m", Failures: 2}, machine.Holding, "", 3},
+		"one that was withdrawn":  {&v1alpha1.NodeRotation{Phase: "Failed", Machine: "m", Failures: 2}, machine.Holding, "", 2},
+		"told to go":              {&v1alpha1.NodeRotation{Phase: "Failed", FailedIn: "Replacing", Machine: "m"}, machine.Replacing, "m", 1},
+	} {
+		rot := newRotation(tc.before, node, ledger.NodeRequest{Node: "n"}, t0)
+		require.Equal(t, string(tc.phase), rot.Phase, name)
+		require.Equal(t, tc.machine, rot.Machine, name)
+		require.Equal(t, tc.failures, rot.Failures, name)
+		require.Empty(t, rot.FailedIn, name)
+	}
 }
 
 // With nodes that live for 29 days few go in a day, and none in most hours: how early the next has to begin is still
