@@ -51,6 +51,7 @@ type DatabaseSpec struct {
 
 	// Resources of each instance's container. Memory should be a limit equal to the request.
 	// +optional
+	// +kubebuilder:validation:XValidation:rule="!has(self.requests) || !has(self.limits) || ['cpu', 'memory', 'ephemeral-storage'].all(r, !(r in self.requests) || !(r in self.limits) || quantity(string(self.requests[r])).compareTo(quantity(string(self.limits[r]))) <= 0)",message="spec.resources: a request must not be more than its limit, or no instance could be made"
 	Resources corev1.ResourceRequirements `json:"resources,omitempty"`
 
 	// Scheduling says where instances and gateways may run.

@@ -86,6 +86,8 @@ func TestABadDatabaseIsRefusedWithAClearMessage(t *testing.T) {
 		"upper case":          {set("spec/postgres/parameters", map[string]any{"Fsync": "off"}), "in lower case"},
 		"injected line":       {set("spec/postgres/parameters", map[string]any{"work_mem": "8MB'\nfsync = off"}), "must be one line"},
 		"asynchronous commit": {set("spec/postgres/parameters", map[string]any{"synchronous_commit": "off"}), "synchronous_commit must be on or remote_apply"},
+		"more than the limit": {set("spec/resources", map[string]any{"requests": map[string]any{"cpu": 2, "memory": "1Gi"}, "limits": map[string]any{"cpu": "1500m", "memory": "1Gi"}}), "spec.resources: a request must not be more than its limit"},
+		"memory of the other": {set("spec/resources", map[string]any{"requests": map[string]any{"memory": "1Gi"}, "limits": map[string]any{"memory": "512Mi"}}), "spec.resources: a request must not be more than its limit"},
 		"deletion policy":     {set("spec/deletionPolicy", "Keep"), `supported values: "Delete", "RetainVolumes"`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -212,6 +214,8 @@ func TestGoodDatabasesAreLetIn(t *testing.T) {
 		"longest":    {set("metadata/name", strings.Repeat("a", 40))},
 		"parameters": {set("spec/postgres/parameters", map[string]any{"work_mem": "8MB", "synchronous_commit": "remote_apply", "pg_stat_statements.max": "1000"})},
 		"no gateway": {set("spec/gateway/enabled", false)},
+		"resources":  {set("spec/resources", map[string]any{"requests": map[string]any{"cpu": 1, "memory": "1Gi"}, "limits": map[string]any{"cpu": "1000m", "memory": "1024Mi", "ephemeral-storage": "1Gi"}})},
+		"no limits":  {set("spec/resources", map[string]any{"requests": map[string]any{"cpu": "50m"}})},
 		"bigger":     {set("spec/instances", 5), set("spec/shards", 4)},
 		"from one":   {set("spec/instances", 1)},
 	} {
