@@ -34,7 +34,8 @@ type Trouble struct {
 	For  time.Duration
 	// Zone it concerns; -1 is all.
 	Zone int
-	// Dark zones lose power and come back with what they had; otherwise no new machines can be had.
+	// Dark zones lose power and come back with what they had; otherwise no new machines can be had, and where machines stay
+	// there is no room on those there are either.
 	Dark bool
 }
 

@@ -55,6 +55,7 @@ func TestSmallFleets(t *testing.T) {
 				frozen = frozen || a.reason == lifetime.Frozen
 			}
 			require.True(t, frozen || r.Failures[replacement.NoCapacity] < 20, "the shortage was announced")
+			require.Positive(t, r.Failures[replacement.NoCapacity], "it was one")
 		}
 	}
 }
@@ -174,6 +175,8 @@ func TestPodsGoAnywhereButPreferablyNotWhereTheySoonMoveAgain(t *testing.T) {
 		drawn[f.room(0)]++
 	}
 	require.Greater(t, drawn[fading], 50, "machines that stay have no last eighth")
+	f.short[0] = true
+	require.Equal(t, int32(-1), f.room(0))
 }
 
 func TestQueue(t *testing.T) {

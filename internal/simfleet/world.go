@@ -8,6 +8,9 @@ import (
 // room draws a node with room in a zone: the scheduler knows nothing of ages. All it is told is to prefer those that do not
 // go soon themselves.
 func (f *fleet) room(zone int8) int32 {
+	if f.cfg.Mode == Instances && f.short[zone] {
+		return -1 // machines that stay are never packed again: without this there would always be room on one of them
+	}
 	kept, lasting, fading := f.open[zone][:0], f.lasting[:0], f.fading[:0]
 	for _, n := range f.open[zone] {
 		nd := &f.nodes[n]
