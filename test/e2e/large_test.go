@@ -111,11 +111,12 @@ func (f *fixture) copyByHand(host, source string) (copied, caught time.Duration)
 	start = time.Now()
 	f.inPod(host, strings.Join([]string{
 		"touch " + dir + "/standby.signal",
-		// Its own port and socket; what the agent wrote of synchronous replication and slots is not for it.
-		fmt.Sprintf(`%spostgres -D %s -c port=5499 -c listen_addresses= -c unix_socket_directories=%s -c primary_slot_name= -c "primary_conninfo=%s" >%s/log 2>&1 &`,
+		// Its own port and socket; what the agent wrote of synchronous replication and slots is not for it. A standby must not
+		// have less room for walsenders than its primary.
+		fmt.Sprintf(`%spostgres -D %s -c port=5499 -c max_wal_senders=24 -c listen_addresses= -c unix_socket_directories=%s -c primary_slot_name= -c "primary_conninfo=%s" >%s/log 2>&1 &`,
 			bin, dir, dir, conninfo(f.shard().Status.Primary), dir),
 		"pid=$!",
-		fmt.Sprintf(`for i in $(seq 6000); do [ "$(psql -h %s -p 5499 -U postgres -qtAc "SELECT pg_last_wal_replay_lsn() >= '%s'" postgres 2>/dev/null)" = t ] && break; sleep 0.1; done`, dir, target),
+		fmt.Sprintf(`for i in $(seq 6000); do [ "$(psql -h %s -p 5499 -U postgres -qtAc "SELECT pg_last_wal_replay_lsn() >= '%s'" postgres 2>/dev/null)" = t ] && break; kill -0 $pid || { i=6000; break; }; sleep 0.1; done`, dir, target),
 		`[ "$i" -lt 6000 ] || { tail -5 ` + dir + `/log >&2; exit 1; }`,
 		"kill -INT $pid; wait $pid",
 	}, "\n"))
