@@ -151,15 +151,14 @@ func refusing(kind client.Object, why string) func(client.Object) error {
 }
 
 // run has the shard looked at as often as its controller asks for, for that long.
-func (d *desk) run(t time.Duration) (looks int) {
+func (d *desk) run(t time.Duration) {
 	d.t.Helper()
-	for end := d.clock.Now().Add(t); d.clock.Now().Before(end); looks++ {
+	for end := d.clock.Now().Add(t); d.clock.Now().Before(end); {
 		after := d.reconcile().RequeueAfter
 		require.Positive(d.t, after)
 		require.LessOrEqual(d.t, after, 10*time.Second)
 		d.clock.Step(after)
 	}
-	return looks
 }
 
 func TestAPodThatIsRefusedIsSeenAndTriedAgain(t *testing.T) {
@@ -168,7 +167,7 @@ func TestAPodThatIsRefusedIsSeenAndTriedAgain(t *testing.T) {
 	d.create = refusing(&corev1.Pod{}, why)
 	d.reconcile()
 	require.Contains(t, strings.Join(d.told(), "\n"), "Warning InstanceRefused The API server refuses the Pod of db-0-")
-	d.run(time.Minute)
+	d.run(16 * time.Second) // until the pauses are as long as they get
 	require.Empty(t, d.pods())
 	require.Len(t, d.claims(), 3, "those there are, are used")
 	ready := d.condition(v1alpha1.ConditionReady)
@@ -188,8 +187,8 @@ func TestAPodThatIsRefusedIsSeenAndTriedAgain(t *testing.T) {
 		}
 		return refusing(&corev1.Pod{}, why)(o)
 	}
-	d.run(time.Minute)
-	require.InDelta(t, 3*6, asked, 3, "each every ten seconds")
+	d.run(20 * time.Second)
+	require.InDelta(t, 3*2, asked, 3, "each every ten seconds")
 
 	d.create = nil
 	d.run(11 * time.Second)
@@ -201,7 +200,7 @@ func TestAPodThatIsRefusedIsSeenAndTriedAgain(t *testing.T) {
 func TestAClaimThatIsRefusedIsSeenAndTriedAgain(t *testing.T) {
 	d := newDesk(t)
 	d.create = refusing(&corev1.PersistentVolumeClaim{}, "exceeded quota")
-	d.run(time.Minute)
+	d.run(3 * time.Second)
 	require.Equal(t, ReasonInstanceRefused, d.condition(v1alpha1.ConditionReady).Reason)
 	require.Contains(t, d.condition(v1alpha1.ConditionReady).Message, "the API server refuses another instance: ")
 	require.Contains(t, d.condition(v1alpha1.ConditionReady).Message, "exceeded quota")
