@@ -105,6 +105,19 @@ func (s *fakeServer) next() (net.Conn, []byte) {
 	}
 }
 
+// forget drops connections nobody has looked at: a session whose server has closed tries the same one again until the route
+// changes.
+func (s *fakeServer) forget() {
+	for {
+		select {
+		case conn := <-s.conns:
+			_ = conn.Close()
+		default:
+			return
+		}
+	}
+}
+
 func (s *fakeServer) quiet(d time.Duration) {
 	s.t.Helper()
 	select {

@@ -56,6 +56,7 @@ func TestALookupIsPutToTheNextPrimary(t *testing.T) {
 			l.expect(server, query)
 			l.write(server, answer)
 			l.expect(pooler, answer)
+			l.a.forget()
 			l.route(Serve, 3, l.a) // idle now
 			server, _ = l.a.next()
 			l.write(server, loggedIn)
