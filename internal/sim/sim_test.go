@@ -61,12 +61,28 @@ func TestRegressions(t *testing.T) {
 		if line = strings.TrimSpace(line); line == "" {
 			continue
 		}
-		seed, err := strconv.ParseUint(line, 10, 64)
-		require.NoError(t, err)
-		r := Run(Config{Seed: seed})
-		require.Empty(t, r.Violation, "seed %d (%s)", seed, strings.TrimSpace(why))
+		conf := regression(t, line)
+		r := Run(conf)
+		require.Empty(t, r.Violation, "%s (%s)", line, strings.TrimSpace(why))
 	}
 	require.NoError(t, lines.Err())
+}
+
+// regression is a line of the file: a seed, and the number of instances and the plot if they are not the seed's.
+func regression(t *testing.T, line string) (conf Config) {
+	seed, more, _ := strings.Cut(line, " ")
+	instances, plot, _ := strings.Cut(strings.TrimSpace(more), " ")
+	var err error
+	conf.Seed, err = strconv.ParseUint(seed, 10, 64)
+	require.NoError(t, err, line)
+	if instances != "" {
+		conf.Instances, err = strconv.Atoi(instances)
+		require.NoError(t, err, line)
+	}
+	if conf.Plot = strings.TrimSpace(plot); conf.Plot != "" {
+		require.Contains(t, Plots(), conf.Plot)
+	}
+	return conf
 }
 
 // TestSimulatorCatchesBrokenRules is the test of the simulator: with any one rule left out it finds a violation within
