@@ -184,7 +184,7 @@ func (r *run) demote(ctx context.Context) error {
 					return Enough
 				}
 				return r.lim.Promise // for the candidate: it was alive a moment ago
-			case e == nil && p.Instance == candidate && p.Term == term && p.Position.WALTerm > 0:
+			case e == nil && proves(p, candidate, term):
 				promised = p
 			case r.overtaken(e):
 				stopped, err = quorum.Promise{}, e

@@ -97,7 +97,7 @@ func (r *run) revoke(ctx context.Context) (choice, error) {
 			case r.overtaken(e):
 				over = e
 				return Enough
-			case e == nil && p.Instance == ask[i].Name && p.Term == r.term && p.Position.WALTerm > 0:
+			case e == nil && proves(p, ask[i].Name, r.term):
 				r.promises = append(r.promises, p)
 			case ask[i].Name == r.prefer:
 				r.prefer = ""
@@ -129,6 +129,11 @@ func (r *run) revoke(ctx context.Context) (choice, error) {
 	}
 	end("%d promises; %s: %s", len(r.promises), ch.cohort.Primary, ch.why)
 	return ch, nil
+}
+
+// proves reports whether p is the promise that was asked for, with a position. Anything else proves nothing.
+func proves(p quorum.Promise, instance string, term uint64) bool {
+	return p.Instance == instance && p.Term == term && p.Position.WALTerm > 0
 }
 
 // catchUp has the chosen instance stream what it lacks from the one that has it. The deadline is short: clients wait.
