@@ -20,15 +20,16 @@ type operator struct {
 	proc    *proc
 	leader  bool
 
-	api       snapshot
-	heard     []*heard // by instance id
-	watching  time.Duration
-	movedAt   time.Duration // when the journal last moved, by this observer's clock
-	reparents bool          // a reparent of ours is under way
-	keeping   bool
-	told      []time.Duration // when an instance was last told to follow
-	last      verdict.Judgement
-	seededAt  time.Duration
+	api           snapshot
+	heard         []*heard // by instance id
+	watching      time.Duration
+	movedAt       time.Duration // when the journal last moved, by this observer's clock
+	establishedAt time.Duration // when the record last got another established term, likewise
+	reparents     bool          // a reparent of ours is under way
+	keeping       bool
+	told          []time.Duration // when an instance was last told to follow
+	last          verdict.Judgement
+	seededAt      time.Duration
 }
 
 type heard struct {
@@ -46,7 +47,7 @@ func (o *operator) boot() {
 	o.proc.dead = false
 	o.api, o.heard, o.told = o.w.api.snapshot(), nil, nil
 	o.reparents, o.keeping = false, false
-	o.watching, o.movedAt = o.now(), o.now()
+	o.watching, o.movedAt, o.establishedAt = o.now(), o.now(), o.now()
 	o.tick()
 }
 
@@ -56,6 +57,9 @@ func (o *operator) learn(s snapshot) {
 	}
 	if s.last.term != o.api.last.term || s.last.writes != o.api.last.writes {
 		o.movedAt = o.now()
+	}
+	if s.record.Established != o.api.record.Established {
+		o.establishedAt = o.now()
 	}
 	o.api = s
 }
@@ -103,7 +107,7 @@ func (o *operator) tick() {
 
 // observed is the shard in the words of package verdict.
 func (o *operator) observed() verdict.Observed {
-	obs := verdict.Observed{Record: o.api.record}
+	obs := verdict.Observed{Record: o.api.record, EstablishedFor: o.now() - o.establishedAt}
 	for _, i := range o.api.list {
 		h := o.of(i)
 		v := h.Instance

@@ -26,7 +26,7 @@ func shardOf(acks int, standbys ...string) Observed {
 			Receiver: Receiver{Streaming: true, Source: "p", MessageAge: sec / 10, AdvanceAge: sec / 10},
 		})
 	}
-	return Observed{Record: quorum.Record{Established: 5, Cohorts: []quorum.Cohort{c}}, Instances: out}
+	return Observed{Record: quorum.Record{Established: 5, Cohorts: []quorum.Cohort{c}}, EstablishedFor: time.Hour, Instances: out}
 }
 
 func (o *Observed) at(name string) *Instance { return shard{o: *o}.instance(name) }
@@ -225,6 +225,37 @@ func TestPrimary(t *testing.T) {
 		}, Healthy, "p", None},
 		{"it reports to be a standby", func(o *Observed) { o.at("p").Role = RoleStandby }, NoPrimary, "p", ERS},
 		{"it is not established", func(o *Observed) { o.at("p").Established = false }, NoPrimary, "p", ERS},
+		{"it is established by the record, but was last heard before", func(o *Observed) {
+			o.at("p").Established, o.EstablishedFor = false, sec/20
+		}, Unknown, "p", None},
+		{"or even before it was promoted", func(o *Observed) {
+			*o.at("p") = Instance{Name: "p", Age: sec / 10, Heard: true, Role: RoleStandby, Term: 4}
+			o.EstablishedFor = sec / 20
+		}, Unknown, "p", None},
+		{"or since, when its status may have been under way", func(o *Observed) {
+			o.at("p").Established, o.EstablishedFor = false, sec/2
+		}, Unknown, "p", None},
+		{"not established for certain", func(o *Observed) {
+			o.at("p").Established, o.EstablishedFor = false, sec*6/10
+		}, NoPrimary, "p", ERS},
+		{"established and fallen within a moment", func(o *Observed) {
+			o.at("p").Established, o.at("p").Role, o.at("p").Exited, o.EstablishedFor = false, RoleStopped, "signal 9", sec/20
+		}, PrimaryDead, "p", ERS},
+		{"established and fenced within a moment", func(o *Observed) {
+			o.at("p").Established, o.at("p").Fenced, o.EstablishedFor = false, "cut off", sec/20
+		}, PrimaryDead, "p", ERS},
+		{"established and passed within a moment", func(o *Observed) {
+			o.at("p").Established, o.at("p").Term, o.EstablishedFor = false, 6, sec/20
+		}, NoPrimary, "p", ERS},
+		{"established, and its members passed it within a moment", func(o *Observed) {
+			o.at("p").Established, o.at("a").Term, o.at("b").Term, o.EstablishedFor = false, 6, 6, sec/20
+			o.lose("a", "b")
+		}, NoPrimary, "p", ERS},
+		{"established and silent since", func(o *Observed) {
+			o.at("p").Established, o.EstablishedFor = false, sec
+			o.silent("p")
+			o.lose("a", "b")
+		}, PrimaryDead, "p", ERS},
 		{"it promised a higher term", func(o *Observed) { o.at("p").Term = 6 }, NoPrimary, "p", ERS},
 		{"its members promised a higher term and their coordinator died", func(o *Observed) {
 			o.at("a").Term, o.at("b").Term = 6, 6

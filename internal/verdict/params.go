@@ -36,6 +36,9 @@ type Params struct {
 	// times. Default 500 ms: what was missing may have come back at once, but a shard that cannot be helped must not be
 	// flooded with terms.
 	RetryAfter time.Duration
+	// Settle is how long after a term was recorded as established a status that knows nothing of it may still arrive. Default
+	// 500 ms: one heartbeat, so that the next status is a later one.
+	Settle time.Duration
 	// Overdue is how long a reparent may be behind the limit of its phase before its coordinator counts as dead and is
 	// overtaken. Default 500 ms.
 	Overdue time.Duration
@@ -46,7 +49,7 @@ func DefaultParams() Params {
 	return Params{
 		SilentAfter: 1500 * time.Millisecond, LostAfter: 1500 * time.Millisecond, IsolatedAfter: 1500 * time.Millisecond,
 		StallAfter: 2 * time.Second, SickAfter: 3, SlowAfter: 30 * time.Second, StuckAfter: 10 * time.Second,
-		ReplaceAfter: 30 * time.Second, NodeAfter: time.Minute, MaxUsed: 0.97, Overdue: 500 * time.Millisecond, RetryAfter: 500 * time.Millisecond,
+		ReplaceAfter: 30 * time.Second, NodeAfter: time.Minute, MaxUsed: 0.97, Settle: 500 * time.Millisecond, Overdue: 500 * time.Millisecond, RetryAfter: 500 * time.Millisecond,
 	}
 }
 

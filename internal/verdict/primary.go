@@ -10,12 +10,24 @@ func (s shard) judgePrimary(c quorum.Cohort, p *Instance) *Judgement {
 	if !s.fresh(*p) {
 		return s.silentPrimary(c, p)
 	}
+	if s.dated(c, *p) {
+		return &Judgement{Unknown, p.Name, None, fmt.Sprintf("term %d was established %v ago and %s was last heard %v ago, when it was not yet", c.Term, round(s.o.EstablishedFor), p.Name, round(p.Age))}
+	}
 	for _, rule := range []func(quorum.Cohort, *Instance) *Judgement{s.downPrimary, s.passedPrimary, s.stalledPrimary, s.cutOffPrimary, s.sickPrimary} {
 		if j := rule(c, p); j != nil {
 			return j
 		}
 	}
 	return nil
+}
+
+// dated reports whether the primary's last status contradicts the record because it is older. Whoever coordinates a reparent
+// hears that the term is established in the answer to a command; statuses come by another way, and one that was sent
+// before may arrive after, or be the newest there is for one more heartbeat. An emergency made of it would take a primary
+// away that has served for milliseconds. What an old status says of an end, a fence or a higher term is true all the same.
+func (s shard) dated(c quorum.Cohort, p Instance) bool {
+	behind := p.Exited == "" && p.Fenced == "" && p.Term <= c.Term && !p.Established && !s.left(c)
+	return behind && s.o.Record.Established == c.Term && s.o.EstablishedFor < p.Age+s.p.Settle
 }
 
 // vouch counts the members that hear from the primary's PostgreSQL now, and says of each heard one what it testifies.

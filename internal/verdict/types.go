@@ -173,8 +173,10 @@ type InFlight struct {
 
 // Observed is a shard as seen by one observer at one moment.
 type Observed struct {
-	Record    quorum.Record
-	Instances []Instance
+	Record quorum.Record
+	// EstablishedFor is how long the observer has known the record to call its established term that.
+	EstablishedFor time.Duration
+	Instances      []Instance
 	// Reparent under way or failed; nil when the newest one ended well.
 	Reparent *InFlight
 }

@@ -45,6 +45,7 @@ type fleet struct {
 	mu      sync.Mutex
 	agents  map[string]*member
 	drained []time.Duration // how long the drains may have taken
+	late    time.Duration   // how long pushed statuses are under way
 }
 
 type member struct {
@@ -117,8 +118,9 @@ func (f *fleet) stream(ctx context.Context, _ types.NamespacedName, target obser
 	m := f.agents[target.Instance]
 	for {
 		f.mu.Lock()
-		st, changed, frozen := m.say(), m.changed, m.frozen
+		st, changed, frozen, late := m.say(), m.changed, m.frozen, f.late
 		f.mu.Unlock()
+		time.Sleep(late)
 		if !frozen {
 			got(st)
 		}
@@ -359,6 +361,33 @@ func TestAPlannedReparentIsLeftAlone(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		require.Len(t, f.reparents(), 1)
 		require.Equal(t, []time.Duration{500 * time.Millisecond}, f.drained, "gateways hold their clients for a second")
+	})
+}
+
+// A primary that was established a moment ago is not taken away because the newest status there is of it is older: the push
+// is under way, and it is too busy to be asked.
+func TestANewPrimaryIsNotJudgedByAnOldStatus(t *testing.T) {
+	inFleet(t, func(t *testing.T, f *fleet) {
+		f.replica("one", true)
+		f.replica("two", false)
+		time.Sleep(2 * time.Second)
+		var established time.Time
+		f.mu.Lock()
+		for _, m := range f.agents {
+			m.refuses = func(command string) bool { // with the mutex held
+				if command == "Establish" {
+					established = time.Now()
+				}
+				return command == "GetStatus" && time.Since(established) < time.Second
+			}
+		}
+		f.late = 300 * time.Millisecond
+		f.mu.Unlock()
+		f.freeze("a")
+		ers, _ := f.await(5)
+		require.Equal(t, v1alpha1.OutcomeSucceeded, ers.Status.Outcome, ers.Status.Message)
+		time.Sleep(10 * time.Second)
+		require.Len(t, f.reparents(), 1)
 	})
 }
 

@@ -35,6 +35,9 @@ type history struct {
 	// carry the coordinator's clock, and ages must be by ours.
 	inFlight      string
 	inFlightSince time.Time
+	// established is the term the record called established when we last looked, and since when it does.
+	established      uint64
+	establishedSince time.Time
 	// wantedSince is since when a reparent has been called for; beside says whether a planned one was under way then.
 	wantedSince time.Time
 	beside      bool
@@ -94,6 +97,7 @@ func (e *Emergency) observed(ctx context.Context, sh *v1alpha1.Shard, h *history
 		return verdict.Observed{}, err
 	}
 	o := verdict.Observed{Record: shard.RecordOf(sh)}
+	o.EstablishedFor = h.establishedFor(o.Record.Established, now)
 	seen, named := map[string]bool{}, o.Record.Names()
 	for name, ob := range e.Runner.Observer.Observations(client.ObjectKeyFromObject(sh)) {
 		i := h.instance(name, &ob, now)
@@ -215,6 +219,15 @@ func (e *Emergency) fromKubernetes(ctx context.Context, i *verdict.Instance, pod
 			i.NodeNotReadyFor = max(now.Sub(c.LastTransitionTime.Time), time.Millisecond)
 		}
 	}
+}
+
+// establishedFor is how long we have known the term to be the established one. Its first sight counts, even after a restart:
+// nothing that was heard is older then.
+func (h *history) establishedFor(term uint64, now time.Time) time.Duration {
+	if term != h.established {
+		h.established, h.establishedSince = term, now
+	}
+	return now.Sub(h.establishedSince)
 }
 
 // inFlight is the Reparent of the highest term that has no outcome, or how many of the newest failed. Its age is how long

@@ -260,7 +260,7 @@ func TestAnInstanceOnAnAgingNodeHasNoTimeLeft(t *testing.T) {
 		i := reparent.Instance{Name: "x"}
 		r.fromPod(t.Context(), sh, &i, []corev1.Pod{{
 			ObjectMeta: metav1.ObjectMeta{Name: "x", CreationTimestamp: metav1.NewTime(now.Add(-24 * time.Hour))}, Spec: corev1.PodSpec{NodeName: on},
-		}})
+		}}, now)
 		require.Equal(t, reparent.Instance{Name: "x", Zone: "z", TimeLeft: want.TimeLeft, Leaving: want.Leaving}, i, on)
 	}
 }

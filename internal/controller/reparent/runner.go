@@ -253,14 +253,15 @@ func (r *Runner) instances(ctx context.Context, sh *v1alpha1.Shard) ([]reparent.
 		if flushed, replayed := o.Status.GetFlushed().GetLsn(), o.Status.GetReplayedLsn(); o.Status.GetRole() == agentpb.Role_STANDBY && flushed > replayed {
 			i.ReplayLag = flushed - replayed
 		}
-		r.fromPod(ctx, sh, &i, pods.Items)
+		r.fromPod(ctx, sh, &i, pods.Items, now)
 		out = append(out, i)
 	}
 	return out, nil
 }
 
-// fromPod fills in what the Pod and its node say of an instance.
-func (r *Runner) fromPod(ctx context.Context, sh *v1alpha1.Shard, i *reparent.Instance, pods []corev1.Pod) {
+// fromPod fills in what the Pod and its node say of an instance, at one moment for all: of two that were made in the same
+// second neither is the younger one.
+func (r *Runner) fromPod(ctx context.Context, sh *v1alpha1.Shard, i *reparent.Instance, pods []corev1.Pod, now time.Time) {
 	for k := range pods {
 		p := &pods[k]
 		if p.Name != i.Name {
@@ -269,7 +270,7 @@ func (r *Runner) fromPod(ctx context.Context, sh *v1alpha1.Shard, i *reparent.In
 		if !p.DeletionTimestamp.IsZero() {
 			i.Unfit = "its Pod is being deleted"
 		}
-		i.TimeLeft = max(sh.Spec.Template.Lifetime.MaxAge.Duration-r.Clock.Since(p.CreationTimestamp.Time), 0)
+		i.TimeLeft = max(sh.Spec.Template.Lifetime.MaxAge.Duration-now.Sub(p.CreationTimestamp.Time), 0)
 		for _, c := range p.Spec.Containers {
 			i.Current = i.Current && c.Image == sh.Spec.Image
 		}
