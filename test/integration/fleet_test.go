@@ -300,7 +300,19 @@ func (c *agentClient) Establish(ctx context.Context, req *agentpb.EstablishReque
 }
 
 func (c *agentClient) Promise(ctx context.Context, req *agentpb.PromiseRequest, _ ...grpc.CallOption) (*agentpb.PromiseReply, error) {
+	// One that was asked to wait for the primary's end promises all that the primary shipped until then.
+	for by := time.Now().Add(time.Duration(req.GetAfterReceiverMs()) * time.Millisecond); time.Now().Before(by) && c.receives(); {
+		time.Sleep(time.Millisecond)
+	}
 	return c.promise(ctx, req.GetTerm())
+}
+
+// receives reports whether there is a primary the agent streams from.
+func (c *agentClient) receives() bool {
+	c.f.mu.Lock()
+	defer c.f.mu.Unlock()
+	p := c.f.agents[c.a.source]
+	return c.a.running && p != nil && p.running && p.st.Role == agentpb.Role_PRIMARY
 }
 
 func (c *agentClient) Demote(ctx context.Context, req *agentpb.DemoteRequest, _ ...grpc.CallOption) (*agentpb.PromiseReply, error) {

@@ -43,7 +43,7 @@ type bed struct {
 
 func newBed(t *testing.T) *bed {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	b := &bed{t: t, ctx: ctx, namespace: namespace(t), fleet: newFleet()}
 	var wg sync.WaitGroup
 	wg.Go(func() { b.fleet.run(ctx) })
