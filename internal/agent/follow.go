@@ -286,7 +286,15 @@ func (a *Agent) fits(ctx context.Context, up postgres.Upstream) (why string, err
 	if err != nil {
 		return "", err
 	}
-	return a.compare(id, history, pos), nil
+	why = a.compare(id, history, pos)
+	if why == "" {
+		return "", nil
+	}
+	whole, err := a.pg.Whole(ctx, history, pos)
+	if err != nil {
+		a.log.Warn("the end of WAL cannot be looked at", "error", err)
+	}
+	return a.compare(id, history, whole), nil
 }
 
 // compare is pure but for the system identifier it was seeded with.

@@ -435,6 +435,35 @@ func TestEndOfWALIsTheEndOfTheLastWholeRecord(t *testing.T) {
 	})
 }
 
+// Whether anything was written beyond a point is told by whole records, wherever the WAL is torn.
+func TestOnlyAWholeRecordIsBeyondAPoint(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := newWAL(4*walPage, 8*walPage)
+		n := rapid.IntRange(2, 12).Draw(t, "records")
+		for range n {
+			w.add(rapid.IntRange(3*walAlign, 3*walPage).Draw(t, "payload"), 1, 0)
+		}
+		w.finish()
+		i := rapid.IntRange(0, n-2).Draw(t, "the last that is common")
+		whole, err := wholeBeyond(context.Background(), w, LSN(w.ends[i]))
+		require.NoError(t, err)
+		require.True(t, whole)
+
+		// Torn within the next record, before its last byte that is not zero already.
+		from := skipPageHead(w.ends[i], w.segment)
+		at := rapid.Uint64Range(from, w.ends[i+1]-2*walAlign).Draw(t, "torn at")
+		clear(w.data[at-w.base:])
+		whole, err = wholeBeyond(context.Background(), w, LSN(w.ends[i]))
+		require.NoError(t, err)
+		require.False(t, whole)
+	})
+	w := newWAL(4*walPage, 8*walPage)
+	w.add(10, 1, 0)
+	w.finish()
+	_, err := wholeBeyond(context.Background(), w, LSN(w.at()))
+	require.ErrorContains(t, err, "no WAL", "what is gone proves nothing")
+}
+
 func TestEndOfWALIgnoresRecycledSegments(t *testing.T) {
 	w := newWAL(4*walPage, 8*walPage)
 	for w.at() < 12*walPage-200 {

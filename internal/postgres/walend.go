@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -35,6 +36,46 @@ func (s *Server) EndOfWAL(ctx context.Context, c Control) (Position, error) {
 		return Position{}, err
 	}
 	return Position{LSN: end, Timeline: TimelineAt(history, end)}, nil
+}
+
+// Whole is p without the beginning of a record at its end, as far as that matters to following a primary of history h. What
+// nobody waited for is shipped in whole pages, so a primary that died may have left its standbys a record that ends
+// nowhere. The one that is promoted begins its timeline before it; for the others, which have it, too, nothing of what was
+// begun is a record, and nobody was told that it was durable. Where h does not leave p's timeline before p, or a record is
+// whole beyond that point, the answer is p.
+func (s *Server) Whole(ctx context.Context, h History, p Position) (Position, error) {
+	i := slices.IndexFunc(h.Ancestors, func(a Switch) bool { return a.Timeline == p.Timeline && a.End < p.LSN })
+	if i < 0 {
+		return p, nil
+	}
+	left := h.Ancestors[i].End
+	control, err := s.Control(ctx)
+	if err != nil {
+		return p, err
+	}
+	own, err := ParseHistory(p.Timeline, s.HistoryOf(p.Timeline))
+	if err != nil {
+		return p, err
+	}
+	whole, err := wholeBeyond(ctx, &walFiles{dir: filepath.Join(s.conf.Data, "pg_wal"), segment: control.Segment, history: own}, left)
+	if err != nil || whole {
+		return p, err
+	}
+	return Position{LSN: left, Timeline: p.Timeline}, nil
+}
+
+// wholeBeyond reports whether the record that begins at left is whole. That its page is gone is an error: it proves nothing.
+func wholeBeyond(ctx context.Context, pages walPages, left LSN) (bool, error) {
+	at := skipPageHead(uint64(left), pages.segmentSize())
+	if validPage(pages, at-at%walPage) == nil {
+		return false, fmt.Errorf("there is no WAL at %s", left)
+	}
+	switch _, err := walEndFrom(ctx, pages, LSN(at)); {
+	case errors.Is(err, errNoRecord):
+		return false, nil
+	default:
+		return err == nil, err
+	}
 }
 
 // newestTimeline is the highest number of a history file in dir, 0 without one.
@@ -111,6 +152,8 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
+var errNoRecord = errors.New("no valid record")
+
 // walEndFrom follows the chain of records that begins at first, which must be one, and returns the end of the last that
 // is whole: right length, right checksum, and naming its predecessor.
 func walEndFrom(ctx context.Context, pages walPages, first LSN) (LSN, error) {
@@ -126,7 +169,7 @@ func walEndFrom(ctx context.Context, pages walPages, first LSN) (LSN, error) {
 		}
 		if record == nil || !validRecord(record, prev) {
 			if end == 0 {
-				return 0, fmt.Errorf("no valid record at %s", first)
+				return 0, fmt.Errorf("%w at %s", errNoRecord, first)
 			}
 			return end, nil
 		}
