@@ -22,6 +22,7 @@ const (
 	hangs   fault = "hangs"   // no answer, nothing done
 	loses   fault = "loses"   // done, the answer is lost
 	late    fault = "late"    // no answer in time, done afterwards
+	slow    fault = "slow"    // done, after 300 ms
 )
 
 type fakeInstance struct {
@@ -115,6 +116,8 @@ func (f *fakeShard) call(ctx context.Context, method, name string, act func() er
 	case dead, fl == hangs:
 		<-ctx.Done()
 		return ctx.Err()
+	case fl == slow:
+		time.Sleep(300 * time.Millisecond)
 	case fl == refuses:
 		return fmt.Errorf("%s refused", key)
 	case fl == loses:

@@ -27,15 +27,19 @@ func (r *run) plan(ctx context.Context) error {
 		return err
 	}
 	end := r.phase(PhasePrepare)
-	if err := do(ctx, r.Runtime, r.lim.Checkpoint, func(ctx context.Context) error { return r.Agents.Checkpoint(ctx, r.old, r.oldTerm) }); err != nil {
-		end("checkpoint: %v", err)
-		return refuse("%s did not finish a checkpoint: %v", r.old, err)
+	checkpoint := "no checkpoint"
+	if !r.req.NoCheckpoint {
+		checkpoint = "checkpoint written"
+		if err := do(ctx, r.Runtime, r.lim.Checkpoint, func(ctx context.Context) error { return r.Agents.Checkpoint(ctx, r.old, r.oldTerm) }); err != nil {
+			end("checkpoint: %v", err)
+			return refuse("%s did not finish a checkpoint: %v", r.old, err)
+		}
 	}
 	deadline := r.Runtime.Now().Add(r.lim.CatchUp)
 	for _, c := range candidates {
 		if r.caughtUp(ctx, c, deadline) {
 			r.prefer = c
-			end("%s will take over; checkpoint written, it has caught up", c)
+			end("%s will take over; %s, it has caught up", c, checkpoint)
 			return nil
 		}
 		refused = append(refused, c+" did not catch up in time")

@@ -47,6 +47,14 @@ func TestPlannedReparent(t *testing.T) {
 		}
 		require.Contains(t, candidates, "b:")
 	})
+	bubble(t, "without a checkpoint, which a full volume would not take", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		f.faults["Checkpoint p"] = refuses
+		res := f.run(Request{Kind: Planned, Reason: "DiskFull", NoCheckpoint: true})
+		require.Equal(t, Succeeded, res.Outcome, res.Message)
+		require.NotContains(t, f.calls, "Checkpoint p")
+		require.Contains(t, f.phases[1].Message, "no checkpoint")
+	})
 	bubble(t, "ten in a row", func(t *testing.T) {
 		f := newFake(t, "p", "a", "b", "c", "d")
 		for range 10 {
@@ -205,6 +213,19 @@ func TestEmergencyReparent(t *testing.T) {
 		res := f.run(Request{Kind: Emergency})
 		require.NotEqual(t, "a", res.NewPrimary)
 		require.NotContains(t, f.calls, "Promote a")
+	})
+	bubble(t, "the old primary answers before a standby does: no commit is made to wait for it alone", func(t *testing.T) {
+		for answer, members := range map[fault][]string{slow: {"b", "p"}, hangs: {"p"}} {
+			f := newFake(t, "p", "a", "b")
+			f.inst["p"].Role, f.inst["p"].Established = RoleStopped, false // on a full volume
+			f.faults["Promise b"] = answer
+			f.faults["Status b"] = answer
+			res := f.run(Request{Kind: Emergency, AwayFrom: "p"})
+			require.Equal(t, Succeeded, res.Outcome, res.Message)
+			require.Equal(t, []string{"a"}, f.serving())
+			require.Equal(t, members, f.record.Cohorts[0].Members)
+			require.Less(t, res.WriteUnavailable, time.Second+100*time.Millisecond)
+		}
 	})
 	bubble(t, "postmaster killed, its agent answers with a tail nobody acknowledged", func(t *testing.T) {
 		f := newFake(t, "p", "a", "b")

@@ -60,6 +60,10 @@ type Request struct {
 	// leaves, after it has caught up from that one. Off by default: it takes an agent that accepts a Promote after a Follow
 	// of the same term, and costs the time of one more hop.
 	CatchUp bool
+	// NoCheckpoint leaves out the checkpoint before a planned reparent: one that cannot be written ends the primary, as a
+	// full volume does (PostgreSQL panics), and with it every transaction that is open. Off by default: what is not written
+	// before the primary is told to stop is written while clients wait.
+	NoCheckpoint bool
 	// Reason in a word.
 	Reason string
 	// Coordinator names this process in the journal.

@@ -217,6 +217,7 @@ func TestPrimary(t *testing.T) {
 			o.silent("a", "b")
 		}, PrimarySick, "p", Alert},
 		{"volume full", func(o *Observed) { o.at("p").DiskUsed = 0.98 }, DiskFull, "p", PRS},
+		{"volume full, so that writes fail", func(o *Observed) { o.at("p").DiskUsed, o.at("p").WriteProbe.Failures = 1, 5 }, DiskFull, "p", PRS},
 		{"node not ready, yet it serves", func(o *Observed) { o.at("p").NodeNotReadyFor = 2 * sec }, Healthy, "p", None},
 		{"node not ready for long", func(o *Observed) { o.at("p").NodeNotReadyFor = 2 * time.Minute }, NodeNotReady, "p", Replace},
 		{"and being replaced", func(o *Observed) {

@@ -141,6 +141,9 @@ func (s shard) cutOffPrimary(c quorum.Cohort, p *Instance) *Judgement {
 
 // sickPrimary: it answers, but should not be the primary for long.
 func (s shard) sickPrimary(c quorum.Cohort, p *Instance) *Judgement {
+	if s.full(*p) { // before the writes that fail because of it: a full volume is moved away from in another way
+		return s.planned(DiskFull, p, fmt.Sprintf("the volume of %s is %.1f %% full", p.Name, 100*p.DiskUsed))
+	}
 	for _, pr := range []struct {
 		what string
 		Probe
@@ -153,8 +156,6 @@ func (s shard) sickPrimary(c quorum.Cohort, p *Instance) *Judgement {
 		}
 	}
 	switch {
-	case s.full(*p):
-		return s.planned(DiskFull, p, fmt.Sprintf("the volume of %s is %.1f %% full", p.Name, 100*p.DiskUsed))
 	case p.PodGone && p.PodGoneFor >= s.p.SilentAfter:
 		return s.planned(PrimarySick, p, fmt.Sprintf("the Pod of %s has been gone for %v, yet it serves", p.Name, round(p.PodGoneFor)))
 	case c.Term < s.o.Record.Term():
