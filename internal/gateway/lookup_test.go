@@ -72,11 +72,17 @@ func TestALookupIsPutToTheNextPrimary(t *testing.T) {
 func TestALookupIsNotAnsweredByTheEndOfItsServer(t *testing.T) {
 	answer := append(bytes.Clone(row), ready...)
 	end := errorMessage("57P01", "terminating connection due to unexpected postmaster exit", "")
+	notice := errorMessage("57P02", "terminating connection because of crash of another server process", "")
+	notice[0] = 'N'
 	for name, pieces := range map[string][][]byte{
-		"at once":                {end},
-		"in pieces":              {end[:3], end[3:20], end[20:]},
-		"after part of a row":    {row[:len(row)-1]},
-		"after a row, in one go": {append(bytes.Clone(row), end...)},
+		"at once":                    {end},
+		"in pieces":                  {end[:3], end[3:20], end[20:]},
+		"after part of a row":        {row[:len(row)-1]},
+		"after a row, in one go":     {append(bytes.Clone(row), end...)},
+		"with a notice":              {notice},
+		"a notice in pieces":         {notice[:4], notice[4:]},
+		"a notice, part of one":      {append(bytes.Clone(notice), notice[:9]...)},
+		"a notice and part of a row": {append(bytes.Clone(notice), row[:len(row)-1]...)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newHopLab(t)

@@ -292,7 +292,8 @@ func (s *session) carry(first []byte, f *framer) {
 	if !f.loggedIn {
 		_ = s.up.SetReadDeadline(time.Now().Add(loginTimeout))
 	}
-	var held []byte // of the answer to a lookup, what is no whole message yet
+	var held []byte      // of the answer to a lookup, what is no whole message yet
+	replies := f.replies // of those passed on
 	data, err := first, error(nil)
 	for {
 		if len(data) > 0 {
@@ -310,12 +311,18 @@ func (s *session) carry(first []byte, f *framer) {
 					return // not PgBouncer's to hear: another server will answer
 				}
 				data, held = append(held, data...), nil
-				if !f.boundary() && f.fatal == nil && len(data) <= maxQuestion {
+				switch {
+				case !f.boundary() && f.fatal == nil && len(data) <= maxQuestion:
 					data, held = nil, data
+				case f.replies == replies && f.boundary():
+					data = nil // a crash announces itself to all: that is no answer, and the question is as open as it was
 				}
 			}
-			if len(data) > 0 && !s.pass(data, f) {
-				return
+			if len(data) > 0 {
+				replies = f.replies
+				if !s.pass(data, f) {
+					return
+				}
 			}
 		}
 		if err != nil || f.fatal != nil {

@@ -123,6 +123,8 @@ type framer struct {
 	standby bool
 	// ended is true when the server said, after the login, that it ends the session.
 	ended bool
+	// replies is the number of messages so far that were asked for.
+	replies int
 }
 
 // boundary reports whether all messages so far are complete, so that one of our own may follow.
@@ -179,6 +181,10 @@ func (f *framer) inspects() bool {
 func isFatal(severity string) bool { return severity == "FATAL" || severity == "PANIC" }
 
 func (f *framer) done() {
+	unasked := f.head[0] == 'S' || f.head[0] == 'N' || f.head[0] == 'A'
+	if !unasked {
+		f.replies++
+	}
 	switch {
 	case f.head[0] == 'Z' && len(f.keep) == 1:
 		f.transaction, f.loggedIn = f.keep[0], true
@@ -188,7 +194,7 @@ func (f *framer) done() {
 		f.transaction, f.ended = 0, f.ended || isFatal(errorField(f.keep, 'V'))
 	case f.head[0] == 'S' && !f.loggedIn:
 		f.standby = f.standby || string(f.keep) == "in_hot_standby\x00on\x00"
-	case f.head[0] != 'S' && f.head[0] != 'N' && f.head[0] != 'A':
+	case !unasked:
 		f.transaction = 0
 	}
 	f.have, f.keep = 0, f.keep[:0]
