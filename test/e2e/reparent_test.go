@@ -6,7 +6,9 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -25,12 +27,16 @@ import (
 // writers of the load: as many operations can be under way when a primary dies, and only those may fail.
 const writers = 4
 
-// Ten planned reparents in a row under write load: no client sees an error.
+// Ten planned reparents in a row under write load, or as many as REPARENTS says: no client sees an error.
 func TestPlannedReparents(t *testing.T) {
 	f := newFixture(t, nil)
 	f.waitReady()
 	load := f.startLoad()
-	for range 10 {
+	times := 10
+	if more, err := strconv.Atoi(os.Getenv("REPARENTS")); err == nil {
+		times = more
+	}
+	for range times {
 		f.waitSettled()
 		r := f.reparent(nil)
 		require.Equal(t, v1alpha1.OutcomeSucceeded, r.Status.Outcome, "%s: %s", r.Name, r.Status.Message)
