@@ -28,13 +28,12 @@ func init() { commands = append(commands, newOperator) }
 // operatorFlags are what the operator can be told.
 type operatorFlags struct {
 	controller.Options
-	metricsAddress  string
-	healthAddress   string
-	logLevel        string
-	leaderElection  bool
-	leaderNamespace string
-	qps             float32
-	evidence        evidenceFlags
+	metricsAddress string
+	healthAddress  string
+	logLevel       string
+	leaderElection bool
+	qps            float32
+	evidence       evidenceFlags
 }
 
 func newOperator() *cobra.Command {
@@ -56,7 +55,7 @@ func newOperator() *cobra.Command {
 	f.Var((*machines)(&o.Machines), "machines", "whose machines the operator may read and remove: karpenter, clusterapi, both, or neither (default: both)")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.BoolVar(&o.leaderElection, "leader-election", true, "elect a leader among replicas; emergencies do not wait for it")
-	f.StringVar(&o.leaderNamespace, "leader-namespace", os.Getenv("POD_NAMESPACE"), "namespace of the leader's Lease (POD_NAMESPACE)")
+	f.StringVar(&o.Own, "own-namespace", os.Getenv("POD_NAMESPACE"), "namespace the operator runs in: the leader's Lease, its other replicas, Secrets that NodePolicies name (POD_NAMESPACE)")
 	registerLimits(f, &o.Limits)
 	f.IntVar(&o.Workers, "workers", 8, "objects of a kind worked on at once")
 	f.StringVar(&o.Name, "name", cmp.Or(os.Getenv("POD_NAME"), hostname()), "name of this replica in journals (POD_NAME)")
@@ -130,7 +129,7 @@ func (o *operatorFlags) runManager(ctx context.Context, config *rest.Config, log
 		Scheme: controller.Scheme(), Logger: log, Cache: controller.CacheOptions(o.Namespaces),
 		Metrics:                metricsserver.Options{BindAddress: o.metricsAddress},
 		HealthProbeBindAddress: "0", // see health
-		LeaderElection:         o.leaderElection, LeaderElectionID: "theseus-operator", LeaderElectionNamespace: o.leaderNamespace,
+		LeaderElection:         o.leaderElection, LeaderElectionID: "theseus-operator", LeaderElectionNamespace: o.Own,
 		LeaderElectionReleaseOnCancel: true,
 		LeaseDuration:                 ptr.To(15 * time.Second),
 		RenewDeadline:                 ptr.To(10 * time.Second),

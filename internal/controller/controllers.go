@@ -64,6 +64,9 @@ type Options struct {
 	ReplacementPoint func(rp *v1alpha1.Replacement, point string) error
 	// Agents calls agents; nil means over the network with certificates of the database. Tests replace it.
 	Agents shard.Agents
+	// Own is the namespace the operator runs in: its other replicas, and the Secrets that NodePolicies name, are there. Empty
+	// when it runs outside of the cluster.
+	Own string
 	// Evictions is the webhook that hears of drains. Without a namespace it is not served.
 	Evictions evictions.Options
 	// Machines are the providers (Karpenter, ClusterAPI) whose objects in the cluster the operator may use; nil means all.
@@ -199,7 +202,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 // lost looks after what was on dead machines; without a namespace of its own the operator is not among it.
 func (o *Options) lost(mgr ctrl.Manager) *gateways.Lost {
 	l := &gateways.Lost{Client: mgr.GetClient(), Clock: o.Clock, Log: mgr.GetLogger().WithName("gateways")}
-	if ns := o.Evictions.Namespace; ns != "" {
+	if ns := o.Own; ns != "" {
 		l.Live = mgr.GetAPIReader()
 		l.Operators = []client.ListOption{client.InNamespace(ns), client.MatchingLabels(names.OperatorLabels())}
 	}

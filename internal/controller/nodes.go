@@ -32,7 +32,7 @@ func setupNodes(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 	}
 	n := &nodepolicy.Reconciler{
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Recorder: mgr.GetEventRecorder("theseus"), Clock: opts.Clock,
-		Namespace: opts.Evictions.Namespace, Namespaces: opts.Namespaces, Limits: opts.Limits, Machines: opts.Machines,
+		Namespace: opts.Own, Namespaces: opts.Namespaces, Limits: opts.Limits, Machines: opts.Machines,
 	}
 	if err := n.SetupWithManager(mgr); err != nil {
 		return fmt.Errorf("controller nodepolicy: %w", err)
