@@ -50,6 +50,8 @@ func run(m *testing.M) int {
 		ControlPlaneStartTimeout: time.Minute,
 		ControlPlaneStopTimeout:  time.Minute,
 	}
+	// Namespaces stay until the end, and their Services with them: the default range has 254 addresses for all.
+	env.ControlPlane.GetAPIServer().Configure().Set("service-cluster-ip-range", "10.0.0.0/16")
 	config, err := env.Start()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "cannot start the API server:", err)
