@@ -12,6 +12,13 @@ import (
 // postmaster is a shell expression for the process id of an instance's postmaster.
 const postmaster = `$(head -1 /var/lib/theseus/pgdata/postmaster.pid)`
 
+// killBackend kills the first server process of the application's clients that it finds.
+const killBackend = `
+for p in /proc/[0-9]*; do
+  if tr '\0' ' ' <$p/cmdline 2>/dev/null | grep -q ': app app '; then kill -9 ${p#/proc/} && exit 0; fi
+done
+exit 1`
+
 // signalAgent sends a signal to the first process of a container, which is the agent, from the node: inside the container
 // the kernel keeps the first process from being stopped.
 const signalAgent = `
@@ -53,6 +60,10 @@ func processFaults() []Fault {
 		{
 			Name: "PostmasterKilled", About: "kill -9 of the postmaster; its agent lives", Effect: Moves, Verdicts: dead,
 			Inject: script(`kill -9 `+postmaster, ""),
+		},
+		{
+			Name: "BackendKilled", About: "kill -9 of one client's server process, as the kernel does when memory runs out: PostgreSQL ends all others", Effect: Moves, Verdicts: dead,
+			Inject: script(killBackend, ""),
 		},
 		{
 			Name: "PostmasterStopped", About: "SIGSTOP of the postmaster, later continued: open sessions go on, no new one begins", Effect: Moves, Verdicts: stalled,
