@@ -55,8 +55,15 @@ func TestAWALThatEndsWithinARecord(t *testing.T) {
 
 	winner, other := s.emergency(ctx, 2, b, c, "a")
 	other.streaming(winner.name)
-	s.insert(ctx, winner, rows, 10)
+	rows = s.insert(ctx, winner, rows, 10)
 	winner.eventually("it replicates", func(st *agentpb.Status) bool { return len(st.GetPeers()) == 1 })
+	reader, err := s.app(ctx, other)
+	require.NoError(t, err)
+	defer func() { _ = reader.Close(ctx) }()
+	require.Eventually(t, func() bool {
+		var n int
+		return reader.QueryRow(ctx, "SELECT count(*) FROM t").Scan(&n) == nil && n == rows
+	}, 10*time.Second, 20*time.Millisecond, "what follows the torn record is replayed")
 	r, err := a.client.Follow(ctx, &agentpb.FollowRequest{Term: 2, Primary: winner.endpoint(), TimelineTerms: winner.status().GetTimelineTerms(), RewindTimeoutMs: 20000})
 	require.NoError(t, err)
 	require.False(t, r.GetDiverged(), r.GetWhy())
