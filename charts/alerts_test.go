@@ -20,7 +20,7 @@ var (
 	runbook    = regexp.MustCompile(`runbook_url: .*\.runbooks }}/(\S+)#(\S+)`)
 )
 
-// quoted are the names of metrics that the product's source has as string literals.
+// quoted are the names of metrics that the product's source has as string literals; those of agents have a prefix in common.
 func quoted(t *testing.T) map[string]bool {
 	names := map[string]bool{}
 	require.NoError(t, filepath.WalkDir("../internal", func(path string, d fs.DirEntry, err error) error {
@@ -30,6 +30,9 @@ func quoted(t *testing.T) map[string]bool {
 		data, err := os.ReadFile(path)
 		for _, m := range regexp.MustCompile(`"(theseus_[a-z_]+)"`).FindAllStringSubmatch(string(data), -1) {
 			names[m[1]] = true
+		}
+		for _, m := range regexp.MustCompile(`= desc\("([a-z_]+)"`).FindAllStringSubmatch(string(data), -1) {
+			names["theseus_agent_"+m[1]] = true
 		}
 		return err
 	}))

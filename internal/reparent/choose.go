@@ -68,6 +68,7 @@ func (f field) rank(a, b Instance) int {
 		cmp.Compare(no(slices.Contains(f.failed, a.Name)), no(slices.Contains(f.failed, b.Name))),
 		cmp.Compare(no(a.Name != f.prefer), no(b.Name != f.prefer)),
 		cmp.Compare(no(slices.Contains(f.last, a.Name)), no(slices.Contains(f.last, b.Name))),
+		cmp.Compare(no(a.Full), no(b.Full)),
 		cmp.Compare(no(a.Leaving), no(b.Leaving)),
 		cmp.Compare(no(!a.Current), no(!b.Current)),
 		-cmp.Compare(days(a.TimeLeft), days(b.TimeLeft)),

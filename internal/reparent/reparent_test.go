@@ -47,6 +47,17 @@ func TestPlannedReparent(t *testing.T) {
 		}
 		require.Contains(t, candidates, "b:")
 	})
+	bubble(t, "one with a full volume is the last choice, but one", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		in := f.instances()
+		in[0].Full = true // a
+		require.Equal(t, "b", f.run(Request{Kind: Planned, Instances: in}).NewPrimary)
+		in = f.instances()
+		for i := range in {
+			in[i].Full = true
+		}
+		require.Equal(t, Succeeded, f.run(Request{Kind: Planned, Instances: in}).Outcome)
+	})
 	bubble(t, "without a checkpoint, which a full volume would not take", func(t *testing.T) {
 		f := newFake(t, "p", "a", "b")
 		f.faults["Checkpoint p"] = refuses

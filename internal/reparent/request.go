@@ -33,6 +33,8 @@ type Instance struct {
 	Leaving bool
 	// Current: it runs the release the shard should run.
 	Current bool
+	// Full: its volume is.
+	Full bool
 	// TimeLeft is how long it has to live before it expires; none when its node goes soon.
 	TimeLeft time.Duration
 	// ReplayLag is how many bytes it has flushed and not replayed: a promotion must replay them first.

@@ -74,6 +74,9 @@ func (s shard) judge() Judgement {
 		j = s.judgeStandbys(c, p)
 	}
 	if j == nil {
+		j = s.outgrown()
+	}
+	if j == nil {
 		j = &Judgement{Verdict: Healthy, Subject: p.Name, Action: None, Why: fmt.Sprintf("%s serves in term %d", p.Name, p.Term)}
 	}
 	return *j

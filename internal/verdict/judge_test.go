@@ -57,6 +57,11 @@ func (o *Observed) silent(names ...string) {
 	}
 }
 
+// used is how full the volumes of p, a and b are.
+func (o *Observed) used(p, a, b float64) {
+	o.at("p").DiskUsed, o.at("a").DiskUsed, o.at("b").DiskUsed = p, a, b
+}
+
 func (o *Observed) remove(name string) {
 	for i := range o.Instances {
 		if o.Instances[i].Name == name {
@@ -217,6 +222,24 @@ func TestPrimary(t *testing.T) {
 			o.silent("a", "b")
 		}, PrimarySick, "p", Alert},
 		{"volume full", func(o *Observed) { o.at("p").DiskUsed = 0.98 }, DiskFull, "p", PRS},
+		{"every volume full: the data has grown", func(o *Observed) { o.used(0.98, 0.975, 0.97) }, DiskFull, "p", Alert},
+		{"no other has much more room", func(o *Observed) { o.used(0.98, 0.93, 0.96) }, DiskFull, "p", Alert},
+		{"one other has", func(o *Observed) { o.used(0.98, 0.91, 0.96) }, DiskFull, "p", PRS},
+		{"only one that cannot be asked has", func(o *Observed) { o.used(0.98, 0.5, 0.96); o.at("a").Diverged = true }, StandbyDiverged, "a", Shrink},
+		{"every volume full, and writes fail: a new primary could not write either", func(o *Observed) {
+			o.used(1, 1, 1)
+			o.at("p").WriteProbe.Failures, o.at("p").DiskProbe.Failures = 9, 9
+		}, DiskFull, "p", Alert},
+		{"every volume full, and a standby is dead", func(o *Observed) {
+			o.used(0.98, 0.98, 0.98)
+			o.silent("a")
+			o.lose("a")
+		}, StandbyDead, "a", Shrink},
+		{"every volume full, and PostgreSQL ended", func(o *Observed) {
+			o.used(1, 1, 1)
+			o.at("p").Exited = "panic"
+		}, PrimaryDead, "p", ERS},
+		{"a standby's volume is full, as the others' will be soon", func(o *Observed) { o.used(0.94, 0.95, 0.975) }, DiskFull, "b", Alert},
 		{"volume full, so that writes fail", func(o *Observed) { o.at("p").DiskUsed, o.at("p").WriteProbe.Failures = 1, 5 }, DiskFull, "p", PRS},
 		{"node not ready, yet it serves", func(o *Observed) { o.at("p").NodeNotReadyFor = 2 * sec }, Healthy, "p", None},
 		{"node not ready for long", func(o *Observed) { o.at("p").NodeNotReadyFor = 2 * time.Minute }, NodeNotReady, "p", Replace},

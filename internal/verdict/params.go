@@ -32,6 +32,9 @@ type Params struct {
 	NodeAfter time.Duration
 	// MaxUsed is the used share of a volume from which it counts as full. Default 0.97.
 	MaxUsed float64
+	// Room is how much less of its volume another instance must use for a full one to be full by itself. Default 0.05: copies
+	// differ by some WAL.
+	Room float64
 	// RetryAfter is how long to wait after a failed reparent before the next; it doubles with each in a row, up to 16
 	// times. Default 500 ms: what was missing may have come back at once, but a shard that cannot be helped must not be
 	// flooded with terms.
@@ -49,7 +52,7 @@ func DefaultParams() Params {
 	return Params{
 		SilentAfter: 1500 * time.Millisecond, LostAfter: 1500 * time.Millisecond, IsolatedAfter: 1500 * time.Millisecond,
 		StallAfter: 2 * time.Second, SickAfter: 3, SlowAfter: 30 * time.Second, StuckAfter: 10 * time.Second,
-		ReplaceAfter: 30 * time.Second, NodeAfter: time.Minute, MaxUsed: 0.97, Settle: 500 * time.Millisecond, Overdue: 500 * time.Millisecond, RetryAfter: 500 * time.Millisecond,
+		ReplaceAfter: 30 * time.Second, NodeAfter: time.Minute, MaxUsed: 0.97, Room: 0.05, Settle: 500 * time.Millisecond, Overdue: 500 * time.Millisecond, RetryAfter: 500 * time.Millisecond,
 	}
 }
 

@@ -2,6 +2,7 @@ package verdict
 
 import (
 	"fmt"
+	"slices"
 
 	"theseus.dev/theseus/internal/quorum"
 )
@@ -141,7 +142,8 @@ func (s shard) cutOffPrimary(c quorum.Cohort, p *Instance) *Judgement {
 
 // sickPrimary: it answers, but should not be the primary for long.
 func (s shard) sickPrimary(c quorum.Cohort, p *Instance) *Judgement {
-	if s.full(*p) { // before the writes that fail because of it: a full volume is moved away from in another way
+	full := s.full(*p)
+	if full && s.roomElsewhere(p.Name) { // before the writes that fail because of it: a full volume is moved away from in another way
 		return s.planned(DiskFull, p, fmt.Sprintf("the volume of %s is %.1f %% full", p.Name, 100*p.DiskUsed))
 	}
 	for _, pr := range []struct {
@@ -149,6 +151,7 @@ func (s shard) sickPrimary(c quorum.Cohort, p *Instance) *Judgement {
 		Probe
 	}{{"write", p.WriteProbe}, {"file write and fsync", p.DiskProbe}, {"new session", p.ConnectProbe}} {
 		switch {
+		case full: // its writes fail, as they would anywhere
 		case pr.Failures >= s.p.SickAfter:
 			return s.planned(PrimarySick, p, fmt.Sprintf("a %s on %s failed %d times: %s", pr.what, p.Name, pr.Failures, pr.Error))
 		case pr.SlowFor >= s.p.SlowAfter:
@@ -167,3 +170,22 @@ func (s shard) sickPrimary(c quorum.Cohort, p *Instance) *Judgement {
 }
 
 func (s shard) full(i Instance) bool { return i.DiskUsed >= s.p.MaxUsed }
+
+// roomElsewhere reports whether a copy of the data fits into another volume of the shard. Where it does not, the data has
+// grown: a new instance would be as full as this one, and a new primary as well.
+func (s shard) roomElsewhere(name string) bool {
+	return slices.ContainsFunc(s.o.Instances, func(o Instance) bool {
+		copied := o.Role == RolePrimary || o.Role == RoleStandby && !o.Diverged
+		return o.Name != name && copied && s.fresh(o) && o.DiskUsed > 0 && o.DiskUsed < s.p.MaxUsed-s.p.Room
+	})
+}
+
+// outgrown is the verdict on a shard whose data has grown too large for its volumes, when there is no worse one.
+func (s shard) outgrown() *Judgement {
+	for _, i := range s.o.Instances {
+		if s.fresh(i) && s.full(i) && !s.roomElsewhere(i.Name) {
+			return &Judgement{DiskFull, i.Name, Alert, fmt.Sprintf("the volume of %s is %.1f %% full, and no other of the shard has more room: the data needs larger ones (spec.storage.size)", i.Name, 100*i.DiskUsed)}
+		}
+	}
+	return nil
+}

@@ -49,15 +49,19 @@ func Suspects(o Observed, p Params) map[string]string {
 	return out
 }
 
-// Misbehaves reports whether the instance's probes fail or are slow, or its volume is full: whoever is the primary, it is
-// to be replaced.
-func (p Params) Misbehaves(i Instance) bool {
+// Misbehaves reports whether the instance's probes fail or are slow, or its volume alone is full: whoever is the primary, it
+// is to be replaced.
+func (p Params) Misbehaves(o Observed, i Instance) bool {
+	s := shard{o: o, p: p}
+	if s.full(i) {
+		return s.roomElsewhere(i.Name)
+	}
 	for _, pr := range []Probe{i.WriteProbe, i.DiskProbe, i.ConnectProbe} {
 		if pr.Failures >= p.SickAfter || pr.SlowFor >= p.SlowAfter {
 			return true
 		}
 	}
-	return i.DiskUsed >= p.MaxUsed
+	return false
 }
 
 func (s shard) judgeStandby(c quorum.Cohort, p *Instance, i Instance) *Judgement {
@@ -74,7 +78,7 @@ func (s shard) judgeStandby(c quorum.Cohort, p *Instance, i Instance) *Judgement
 		return s.repair(c, StandbyDead, i.Name, i.Age, fmt.Sprintf("%s was not heard for %v and does not stream", i.Name, round(i.Age)))
 	case i.Diverged:
 		return s.repair(c, StandbyDiverged, i.Name, s.p.ReplaceAfter, fmt.Sprintf("the data of %s went another way at %v", i.Name, i.Position))
-	case s.full(i):
+	case s.full(i) && s.roomElsewhere(i.Name):
 		return s.repair(c, DiskFull, i.Name, s.p.ReplaceAfter, fmt.Sprintf("the volume of %s is %.1f %% full", i.Name, 100*i.DiskUsed))
 	case i.DiskProbe.Pending > 0 && i.DiskProbe.Pending+i.Age >= s.p.StallAfter:
 		hung := i.DiskProbe.Pending + i.Age

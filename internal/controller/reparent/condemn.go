@@ -56,7 +56,7 @@ func (e *Emergency) condemnOld(ctx context.Context, log logr.Logger, sh *v1alpha
 		return
 	}
 	for i := range o.Instances {
-		if in := &o.Instances[i]; in.Name == j.Subject && (j.Verdict == verdict.PrimaryStalled || e.Params.Misbehaves(*in)) {
+		if in := &o.Instances[i]; in.Name == j.Subject && (j.Verdict == verdict.PrimaryStalled || e.Params.Misbehaves(o, *in)) {
 			e.condemn(ctx, log, sh, j.Subject, j.Verdict, j.Why)
 		}
 	}

@@ -149,10 +149,17 @@ func (h *history) instance(name string, ob *observer.Observation, now time.Time)
 	i.CommitProbe = h.probe(name+"/commit", st.GetCommitProbe(), at, now)
 	i.DiskProbe = h.probe(name+"/disk", st.GetDiskProbe(), at, now)
 	i.ConnectProbe = h.probe(name+"/connect", st.GetConnectProbe(), at, now)
-	if size := st.GetDisk().GetSizeBytes(); size > 0 {
-		i.DiskUsed = 1 - float64(st.GetDisk().GetAvailableBytes())/float64(size)
-	}
+	i.DiskUsed = diskUsed(st)
 	return i
+}
+
+// diskUsed is the used share of the data volume; 0 when unknown.
+func diskUsed(st *agentpb.Status) float64 {
+	size := st.GetDisk().GetSizeBytes()
+	if size == 0 {
+		return 0
+	}
+	return 1 - float64(st.GetDisk().GetAvailableBytes())/float64(size)
 }
 
 func roleOf(r agentpb.Role) verdict.Role {

@@ -22,6 +22,7 @@ import (
 	"theseus.dev/theseus/internal/controller/shard"
 	"theseus.dev/theseus/internal/observer"
 	"theseus.dev/theseus/internal/reparent"
+	"theseus.dev/theseus/internal/verdict"
 )
 
 // Runner carries out reparents, one at a time per shard in this process.
@@ -249,6 +250,7 @@ func (r *Runner) instances(ctx context.Context, sh *v1alpha1.Shard) ([]reparent.
 		i := reparent.Instance{
 			Name: name, Zone: o.Status.GetZone(), Term: o.Status.GetTerm(), Diverged: o.Status.GetDiverged(),
 			Reachable: o.Connected && now.Sub(o.ReceivedAt) < reachableAge, Current: true, Leaving: leaving[name],
+			Full: diskUsed(o.Status) >= verdict.DefaultParams().MaxUsed,
 		}
 		if flushed, replayed := o.Status.GetFlushed().GetLsn(), o.Status.GetReplayedLsn(); o.Status.GetRole() == agentpb.Role_STANDBY && flushed > replayed {
 			i.ReplayLag = flushed - replayed
