@@ -286,10 +286,6 @@ func (a *Agent) fits(ctx context.Context, up postgres.Upstream) (why string, err
 	if err != nil {
 		return "", err
 	}
-	why = a.compare(id, history, pos)
-	if why == "" {
-		return "", nil
-	}
 	whole, err := a.pg.Whole(ctx, history, pos)
 	if err != nil {
 		a.log.Warn("the end of WAL cannot be looked at", "error", err)

@@ -55,6 +55,12 @@ func (f field) shunned(i Instance) int {
 	return 0
 }
 
+// leansOnTheOld reports whether a commit would need the acknowledgement of whom the shard moves away from.
+func (f field) leansOnTheOld(c quorum.Cohort) bool {
+	others := slices.DeleteFunc(slices.Clone(c.Members), func(m string) bool { return slices.Contains(f.last, m) })
+	return len(others) < c.Acks
+}
+
 // rank orders candidates that have the same, the best placed first. Where a primary lives matters longer than how it got
 // there: one that must soon leave costs another reparent, so that decides first, and lag, which costs milliseconds, last.
 func (f field) rank(a, b Instance) int {

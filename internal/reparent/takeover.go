@@ -102,7 +102,8 @@ func (r *run) revoke(ctx context.Context) (choice, error) {
 			case ask[i].Name == r.prefer:
 				r.prefer = ""
 			}
-			if ch, err = r.field().choose(); err != nil {
+			f := r.field()
+			if ch, err = f.choose(); err != nil {
 				return All
 			}
 			switch {
@@ -110,7 +111,7 @@ func (r *run) revoke(ctx context.Context) (choice, error) {
 				return Enough
 			case ch.cohort.Primary == r.old:
 				return All // the last choice, while there are others
-			case r.leansOnTheOld(ch.cohort):
+			case f.leansOnTheOld(ch.cohort):
 				return All // its first commit would wait for a log to be rewound, or for a volume that is full
 			case r.prefer != "" && r.req.Kind == Planned:
 				return All // it was alive a moment ago, and has what the old primary wrote last, which others may lack: they would diverge
@@ -131,17 +132,6 @@ func (r *run) revoke(ctx context.Context) (choice, error) {
 	}
 	end("%d promises; %s: %s", len(r.promises), ch.cohort.Primary, ch.why)
 	return ch, nil
-}
-
-// leansOnTheOld reports whether a commit would need the acknowledgement of whom the shard moves away from.
-func (r *run) leansOnTheOld(c quorum.Cohort) bool {
-	last, others := r.field().last, 0
-	for _, m := range c.Members {
-		if !slices.Contains(last, m) {
-			others++
-		}
-	}
-	return others < c.Acks
 }
 
 // proves reports whether p is the promise that was asked for, with a position. Anything else proves nothing.

@@ -371,11 +371,11 @@ func (e *Emergency) again(ctx context.Context, key types.NamespacedName, o verdi
 	if err := <-failed; err != nil {
 		return o, err
 	}
-	if record := shard.RecordOf(live); record.Established != o.Record.Established {
-		o.Record, o.EstablishedFor = record, 0
-	} else {
-		o.Record = record
+	record := shard.RecordOf(live)
+	if record.Established != o.Record.Established {
+		o.EstablishedFor = 0
 	}
+	o.Record = record
 	now := e.Runner.Clock.Now()
 	scratch := newHistory() // the durations stay those of the observation
 	for k := range o.Instances {
