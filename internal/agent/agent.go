@@ -81,6 +81,7 @@ type live struct {
 	stuck       stuck
 	diskFree    [2]uint64 // size, available
 	stopping    bool
+	halting     bool      // PostgreSQL is being stopped, and not to be looked at
 	left        uint64    // the term of this primary that others were seen to have left
 	waiting     time.Time // since when a former primary that is down waits to be told what to be
 	lastFlushed postgres.Position
@@ -117,6 +118,7 @@ func New(conf Config, stdout io.Writer) (*Agent, error) {
 		procs: postgres.NewProcesses(),
 	}
 	a.live.heard = map[string]heard{}
+	a.hub.word = make(chan struct{}, 1)
 	a.logs = postgres.NewLogs(stdout, "postgres: ", a.logLine)
 	a.pg = postgres.NewServer(a.serverConfig(), a.procs, a.logs, log)
 	return a, nil

@@ -41,6 +41,7 @@ func (a *Agent) Drain(ctx context.Context, req *agentpb.DrainRequest) (*agentpb.
 	time.AfterFunc(time.Duration(req.GetTimeoutMs())*time.Millisecond+drainLease, func() { a.endDrain(turn) })
 	limit, cancel := context.WithTimeout(ctx, time.Duration(req.GetTimeoutMs())*time.Millisecond)
 	defer cancel()
+	begun := time.Now()
 	pending, err := a.awaitQuiet(limit, req.GetTerm())
 	if err != nil {
 		return nil, failed(err)
@@ -50,6 +51,7 @@ func (a *Agent) Drain(ctx context.Context, req *agentpb.DrainRequest) (*agentpb.
 		return nil, status.FromContextError(ctx.Err()).Err()
 	}
 	if limit.Err() == nil {
+		a.log.Info("drained", "term", req.GetTerm(), "took", took(begun))
 		return &agentpb.DrainReply{}, nil
 	}
 	// The call's own deadline may be the same as the drain's.
@@ -64,11 +66,6 @@ func (a *Agent) Drain(ctx context.Context, req *agentpb.DrainRequest) (*agentpb.
 // begin after the gateways have paused is not waited for. When a gateway lets its clients through again, because it has held
 // them for as long as it may, there will be no quiet: the drain has failed, and nobody is terminated for it.
 func (a *Agent) awaitQuiet(limit context.Context, term uint64) (pending int, err error) {
-	counter, err := a.pg.CountOpen(limit)
-	if err != nil {
-		return 0, err
-	}
-	defer counter.Close()
 	var quietSince, paused time.Time
 	for limit.Err() == nil {
 		if a.hub.passing(term) {
@@ -82,7 +79,7 @@ func (a *Agent) awaitQuiet(limit context.Context, term uint64) (pending int, err
 		case paused.IsZero():
 			paused = time.Now()
 		}
-		open, err := counter.Count(limit, paused)
+		open, err := a.pg.CountOpen(limit, paused)
 		if err != nil && limit.Err() == nil {
 			return pending, err
 		}
@@ -98,6 +95,7 @@ func (a *Agent) awaitQuiet(limit context.Context, term uint64) (pending int, err
 		}
 		select {
 		case <-limit.Done():
+		case <-a.hub.word:
 		case <-time.After(drainLook):
 		}
 	}

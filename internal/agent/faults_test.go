@@ -518,7 +518,10 @@ func TestRotationReachesPostgres(t *testing.T) {
 			return err == nil && string(got) == string(want)
 		}, 15*time.Second, 50*time.Millisecond)
 	}
-	got, err := os.ReadFile(filepath.Join(b.conf.RunDir, "tls", "wal.key"))
+	keys, err := filepath.Glob(filepath.Join(b.conf.RunDir, "tls", "wal.*.key"))
+	require.NoError(t, err)
+	require.Len(t, keys, 1)
+	got, err := os.ReadFile(keys[0])
 	require.NoError(t, err)
 	key, err := os.ReadFile(filepath.Join(b.conf.TLSDir, "tls.key"))
 	require.NoError(t, err)

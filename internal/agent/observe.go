@@ -50,7 +50,10 @@ func (a *Agent) observe(ctx context.Context) {
 }
 
 func (a *Agent) look(ctx context.Context, observer *postgres.Observer) (seen bool) {
-	if !a.pg.Running() {
+	a.mu.Lock()
+	halting := a.live.halting
+	a.mu.Unlock()
+	if halting || !a.pg.Running() {
 		observer.Close()
 		return true
 	}

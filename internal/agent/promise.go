@@ -180,9 +180,13 @@ func (a *Agent) stop(ctx context.Context, mode postgres.StopMode, within time.Du
 		limit, cancel = context.WithTimeout(ctx, within)
 	}
 	defer cancel()
+	a.mu.Lock()
+	a.live.halting = true // what the end of its session makes the observer do would be one more for the postmaster to turn away
+	a.mu.Unlock()
 	clean, err := a.pg.Stop(limit, mode)
 	a.mu.Lock()
 	a.live.role, a.live.established, a.live.draining, a.live.cohort = agentpb.Role_STOPPED, false, false, nil
+	a.live.halting = false
 	a.mu.Unlock()
 	a.publish()
 	if err != nil {

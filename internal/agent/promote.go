@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -179,15 +178,11 @@ func (a *Agent) promote(ctx context.Context, term uint64, cohort *quorum.Cohort)
 	if err := a.pg.WriteSynchronous(cohort.Members, cohort.Acks); err != nil {
 		return err
 	}
-	// The proof that it is in force is had while the promotion runs.
-	configured := make(chan error, 1)
-	go func() { configured <- a.pg.SetSynchronous(ctx, cohort.Members, cohort.Acks) }()
 	pos, err := a.pg.Promote(ctx)
-	steps.done("promoted")
-	if err := errors.Join(err, <-configured); err != nil {
+	if err != nil {
 		return err
 	}
-	steps.done("configured")
+	steps.done("promoted")
 	if err := a.update(ctx, func(s *State) error { return s.promoted(term, pos.Timeline, *cohort) }); err != nil {
 		return err
 	}

@@ -18,6 +18,8 @@ type hub struct {
 	sequence uint64
 	latest   *agentpb.Status
 	watchers map[*watcher]bool
+	// word gets a token when a gateway has said something.
+	word chan struct{}
 }
 
 type watcher struct {
@@ -77,6 +79,10 @@ func (h *hub) acknowledge(name string, term uint64, paused bool) {
 				w.paused, w.passing = term, 0
 			}
 		}
+	}
+	select {
+	case h.word <- struct{}{}:
+	default:
 	}
 }
 

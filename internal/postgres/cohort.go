@@ -47,9 +47,14 @@ func appliedAtStart(value string) applied {
 	return a
 }
 
-// WriteSynchronous writes the rule and tells the server, without waiting for a proof. Before a promotion that is enough: as
-// long as the server has not read it, nobody's acknowledgement counts (Nobody) and commits wait.
+// WriteSynchronous writes the rule and tells the server, without a proof. Before a promotion that is enough, and so it is after
+// it: a process that has not read the rule yet uses Nobody, by which commits wait and nobody's acknowledgement counts. The
+// next SetSynchronous proves what is in force.
 func (s *Server) WriteSynchronous(members []string, acks int) error {
+	s.mu.Lock()
+	s.sync.known = false
+	s.sync.acks, s.sync.mayBeEmpty = max(s.sync.acks, acks), s.sync.mayBeEmpty || acks == 0
+	s.mu.Unlock()
 	r := s.runtimeNow()
 	r.Sync = SyncNames(slices.Sorted(slices.Values(members)), acks)
 	return s.apply(r)

@@ -64,6 +64,8 @@ type Runtime struct {
 	Upstream *Upstream
 	// Sync is the value of synchronous_standby_names.
 	Sync string
+	// key is the number of the client key with which Upstream is asked.
+	key int
 }
 
 // Nobody is the synchronous_standby_names of a standby. PostgreSQL keeps a flag in shared memory, set by the checkpointer,
@@ -79,7 +81,11 @@ func (c Config) confDir() string   { return filepath.Join(c.Run, "conf") }
 func (c Config) tlsDir() string    { return filepath.Join(c.Run, "tls") }
 
 // gateKey is the client key of the WAL receiver alone: see StopReceiver.
-func (c Config) gateKey() string { return filepath.Join(c.tlsDir(), "wal.key") }
+func (c Config) gateKey(number int) string {
+	return filepath.Join(c.tlsDir(), "wal."+strconv.Itoa(number)+".key")
+}
+
+func (c Config) gateKeys() string { return filepath.Join(c.tlsDir(), "wal.*.key") }
 
 // setting is one line of postgresql.conf.
 type setting struct{ name, value string }
@@ -190,7 +196,7 @@ func (c Config) ownedSettings(volume uint64) []setting {
 func (c Config) dynamic(r Runtime) string {
 	conninfo := ""
 	if r.Upstream != nil {
-		conninfo = c.walConninfo(*r.Upstream)
+		conninfo = c.walConninfo(*r.Upstream, r.key)
 	}
 	return "# Rewritten by the agent whenever the role or the cohort changes.\n" +
 		"primary_conninfo = " + quote(conninfo) + "\n" +
@@ -199,8 +205,8 @@ func (c Config) dynamic(r Runtime) string {
 }
 
 // walConninfo is for the WAL receiver: it uses the gate key and gives up on a dead upstream within seconds.
-func (c Config) walConninfo(u Upstream) string {
-	return c.conninfo(u, c.gateKey()) + " application_name=" + connQuote(c.Instance) +
+func (c Config) walConninfo(u Upstream, key int) string {
+	return c.conninfo(u, c.gateKey(key)) + " application_name=" + connQuote(c.Instance) +
 		" keepalives=1 keepalives_idle=1 keepalives_interval=1 keepalives_count=2 tcp_user_timeout=3000"
 }
 

@@ -41,18 +41,30 @@ func (s *Server) InstallTLS(dir string) error {
 	return nil
 }
 
-// setGate opens or shuts the gate: the client key that only the WAL receiver uses.
-func (s *Server) setGate(open bool) error {
+// setGate opens or shuts the gate: the client key that only the WAL receiver uses. Once shut it opens to another key, whose
+// number is returned, so that who was told of the one before never gets in.
+func (s *Server) setGate(open bool) (key int, err error) {
 	s.gate.Lock()
 	defer s.gate.Unlock()
-	s.gateway, s.silent = open, nil
+	s.silent = nil
 	if open {
-		return s.openGate()
+		s.gateway = true
+		return s.key, s.openGate()
 	}
-	if err := os.Remove(s.conf.gateKey()); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	left, err := filepath.Glob(s.conf.gateKeys()) // an earlier agent's, too
+	if err != nil {
+		return 0, err
 	}
-	return nil
+	for _, name := range left {
+		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return 0, err
+		}
+	}
+	if s.gateway {
+		s.gateway = false
+		s.key++
+	}
+	return s.key, nil
 }
 
 func (s *Server) openGate() error {
@@ -60,21 +72,30 @@ func (s *Server) openGate() error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(s.conf.gateKey(), key, 0o600)
+	return replaceFile(s.conf.gateKey(s.key), key, 0o600)
 }
 
-// apply writes theseus.conf and has the server read it. Besides the postmaster, which tells its children, the startup
-// process and the checkpointer are told directly: the postmaster may be stopped or busy.
+// apply writes theseus.conf and has the server read it.
 func (s *Server) apply(r Runtime) error {
 	s.mu.Lock()
-	s.runtime = r
-	text := s.conf.dynamic(r)
-	path := filepath.Join(s.conf.confDir(), "theseus.conf")
-	err := replaceFile(path, []byte(text), 0o600)
+	err := s.rewrite(r)
 	s.mu.Unlock()
 	if err != nil {
 		return err
 	}
+	return s.reload()
+}
+
+// rewrite is to be called with mu held.
+func (s *Server) rewrite(r Runtime) error {
+	s.runtime = r
+	s.written++
+	return replaceFile(filepath.Join(s.conf.confDir(), "theseus.conf"), []byte(s.conf.dynamic(r)), 0o600)
+}
+
+// reload has the server read its configuration. Besides the postmaster, which tells its children, the startup process and the
+// checkpointer are told directly: the postmaster may be stopped or busy.
+func (s *Server) reload() error {
 	if err := s.Signal(syscall.SIGHUP); err != nil {
 		return err
 	}
@@ -82,6 +103,37 @@ func (s *Server) apply(r Runtime) error {
 		_ = syscall.Kill(pid, syscall.SIGHUP)
 	}
 	return nil
+}
+
+// applySoonAfter is when what is not urgent is applied.
+const applySoonAfter = 25 * time.Millisecond
+
+// applySoon is apply, a little later, unless something else is applied first. To read the configuration costs every process of
+// the server a millisecond or two.
+func (s *Server) applySoon(r Runtime) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.runtime = r
+	s.written++
+	mine := s.written
+	time.AfterFunc(applySoonAfter, func() {
+		s.mu.Lock()
+		superseded := s.written != mine
+		var err error
+		if !superseded {
+			err = s.rewrite(s.runtime)
+		}
+		s.mu.Unlock()
+		if superseded {
+			return
+		}
+		if err == nil {
+			err = s.reload()
+		}
+		if err != nil && !errors.Is(err, ErrDown) {
+			s.log.Warn("the configuration is not applied", "error", err)
+		}
+	})
 }
 
 func (s *Server) runtimeNow() Runtime {
@@ -122,13 +174,17 @@ func (s *Server) auxiliariesAmong(children func(parent int) []int, kinds ...stri
 
 // Follow makes a running standby stream from u. It is a reload: replay and readers go on.
 func (s *Server) Follow(u Upstream) error {
-	if err := s.setGate(true); err != nil {
-		return err
-	}
 	r := s.runtimeNow()
 	r.Upstream = &u
+	var err error
+	if r.key, err = s.setGate(true); err != nil {
+		return err
+	}
 	return s.apply(r)
 }
+
+// Streaming says whether the WAL receiver streams, by its title, which costs the server nothing.
+func (s *Server) Streaming() bool { return len(s.auxiliaries("walreceiver streaming")) > 0 }
 
 // receiverGrace is how long a WAL receiver may take to end after SIGTERM before it is also continued (SIGCONT), in
 // case somebody stopped it.
@@ -138,13 +194,16 @@ const receiverGrace = 50 * time.Millisecond
 //
 // Clearing primary_conninfo is not a proof. The startup process may have read the old value just before, put it into
 // shared memory and asked the postmaster for a receiver; the postmaster, stopped or starved, may fork it much later.
-// Nobody outside can see whether such a request is under way. So the proof does not rest on the configuration:
+// Nobody outside can see whether such a request is under way. So the proof does not rest on the configuration, which is
+// cleared a little later, unless a Follow or a promotion changes it first:
 //
-//   - primary_conninfo names a client key that nothing else uses, and servers of the shard accept replication by
-//     certificate alone. Removing the key first means that a receiver which has not read it by now never connects.
+//   - primary_conninfo names a client key that nothing else uses and that exists once, and servers of the shard accept
+//     replication by certificate alone. Removing the key first means that a receiver which has not read it by now never connects,
+//     not even when a later Follow has made the next key.
 //   - A receiver that has read it had its title set long before (the title is set when the process starts, the key is
-//     read when it connects), so it is found by its title. It is terminated and waited for. Should the postmaster have
-//     died, its receiver is found in the data directory instead, and killed with all that is left there.
+//     read when it connects), so one look at all processes afterwards finds it by its title. It is terminated and waited for;
+//     one that is started later has no key. Should the postmaster have died, its receiver is found in the data directory
+//     instead, and killed with all that is left there.
 //
 // A receiver that does not go (it sleeps in an fsync on a stalled device) is an error: after the device answers it could
 // still send an acknowledgement. Never use SIGKILL here: the postmaster takes that for a crash and stops everything.
@@ -157,33 +216,21 @@ func (s *Server) StopReceiver(ctx context.Context) error {
 	if s.isSilent(life) {
 		return nil
 	}
-	if err := s.setGate(false); err != nil {
+	if _, err := s.setGate(false); err != nil {
 		return err
 	}
 	r := s.runtimeNow()
 	r.Upstream = nil
-	if err := s.apply(r); err != nil {
-		if errors.Is(err, ErrDown) {
-			return s.awaitCleaned(ctx)
-		}
-		return err
-	}
+	s.applySoon(r)
+	// Not the kernel's own list of children: that there is no other one has to be certain.
+	receivers := s.auxiliariesAmong(s.procs.childrenOf, "walreceiver")
 	begun := time.Now()
 	for {
-		pids := s.auxiliaries("walreceiver")
-		if len(pids) == 0 {
-			pids = s.auxiliariesAmong(s.procs.childrenOf, "walreceiver") // that there is none has to be certain
+		receivers = slices.DeleteFunc(receivers, func(pid int) bool { return !strings.Contains(s.procs.title(pid), "walreceiver") })
+		if len(receivers) == 0 {
+			break
 		}
-		if len(pids) == 0 {
-			if s.Running() {
-				s.gate.Lock()
-				s.silent = life
-				s.gate.Unlock()
-				return nil
-			}
-			return s.awaitCleaned(ctx)
-		}
-		for _, pid := range pids {
+		for _, pid := range receivers {
 			_ = syscall.Kill(pid, syscall.SIGTERM)
 			if time.Since(begun) > receiverGrace {
 				_ = syscall.Kill(pid, syscall.SIGCONT)
@@ -195,6 +242,13 @@ func (s *Server) StopReceiver(ctx context.Context) error {
 		case <-time.After(time.Millisecond):
 		}
 	}
+	if !s.Running() {
+		return s.awaitCleaned(ctx)
+	}
+	s.gate.Lock()
+	s.silent = life
+	s.gate.Unlock()
+	return nil
 }
 
 // isSilent says that StopReceiver has proven of this postmaster what it proves, and that nothing has changed since.
@@ -238,7 +292,7 @@ func (s *Server) Promote(ctx context.Context) (pos Position, err error) {
 	asked := false
 	for {
 		var recovering bool
-		if err := warm.QueryRow(ctx, "SELECT pg_is_in_recovery()").Scan(&recovering); err != nil {
+		if err := warm.QueryRow(ctx, "SELECT pg_is_in_recovery()", prepared).Scan(&recovering); err != nil {
 			return Position{}, err
 		}
 		if !recovering {

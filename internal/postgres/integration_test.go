@@ -15,9 +15,11 @@ import (
 	"log/slog"
 	"math/big"
 	mrand "math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -233,7 +235,33 @@ func TestStopReceiver(t *testing.T) {
 	}
 }
 
-// The position of a standby must not go back when its receiver starts over at a segment's beginning.
+// Who connects while the server stops is let in only to be told so, once it has spoken; one that never speaks is not waited for.
+func TestAFastStopWaitsForNobodyWhoSaysNothing(t *testing.T) {
+	ctx := bounded(t)
+	s := newPair(t).primary(ctx)
+	require.NoError(t, s.write(ctx, 20000))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for s.Running() {
+			conn, err := net.Dial("tcp", net.JoinHostPort(s.conf.Listen, strconv.Itoa(s.conf.Port)))
+			if err == nil {
+				defer func() { _ = conn.Close() }()
+			}
+			time.Sleep(2 * time.Millisecond)
+		}
+	}()
+	time.Sleep(20 * time.Millisecond)
+	limit, cancel := context.WithTimeout(ctx, 20*time.Second) // three times as long is PostgreSQL's own patience
+	defer cancel()
+	begun := time.Now()
+	clean, err := s.Stop(limit, Fast)
+	<-ended
+	require.NoError(t, err)
+	require.True(t, clean, "took %v", time.Since(begun))
+	require.True(t, strings.Contains(string(s.logs.Tail(8000)), "shutting down"))
+}
+
 // A standby that has everything of the old timeline asks for the new one at once when it knows it before it connects.
 func TestAStandbyThatKnowsTheNewTimeline(t *testing.T) {
 	ctx := bounded(t)
@@ -276,7 +304,9 @@ func TestAStandbyThatKnowsTheNewTimeline(t *testing.T) {
 	history := next.HistoryOf(promoted.Timeline)
 	require.NotEmpty(t, history)
 
+	told := other.conf.gateKey(other.Runtime().key)
 	require.NoError(t, other.StopReceiver(ctx))
+	require.NoFileExists(t, told)
 	end, err := other.Position(ctx)
 	require.NoError(t, err)
 	behind := end
@@ -291,6 +321,8 @@ func TestAStandbyThatKnowsTheNewTimeline(t *testing.T) {
 	}, 10*time.Second, 5*time.Millisecond)
 	require.NoError(t, other.Follow(next.upstream()))
 	require.False(t, other.isSilent(other.current()), "the gate was opened")
+	require.NoFileExists(t, told, "to another key")
+	require.FileExists(t, other.conf.gateKey(other.Runtime().key))
 	require.Eventually(t, func() bool {
 		return strings.Contains(string(other.logs.Tail(4000)), fmt.Sprintf("on timeline %d\n", promoted.Timeline))
 	}, 10*time.Second, 5*time.Millisecond)
@@ -307,6 +339,7 @@ func TestAStandbyThatKnowsTheNewTimeline(t *testing.T) {
 	}, 10*time.Second, 5*time.Millisecond)
 }
 
+// The position of a standby must not go back when its receiver starts over at a segment's beginning.
 func TestPositionAfterARestart(t *testing.T) {
 	ctx := bounded(t)
 	p := newPair(t)

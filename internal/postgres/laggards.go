@@ -41,7 +41,7 @@ func (s *Server) Laggards(ctx context.Context, candidate string) (laggards []Lag
 	}
 	rows, err := warm.Query(ctx, `SELECT pid, coalesce(pg_current_wal_flush_lsn() - flush_lsn > $2 OR
 		reply_time < clock_timestamp() - make_interval(secs => $3), true) FROM pg_stat_replication WHERE application_name <> $1`,
-		candidate, farBehind, patience.Seconds())
+		prepared, candidate, farBehind, patience.Seconds())
 	if err != nil {
 		return nil, err
 	}

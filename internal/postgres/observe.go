@@ -98,7 +98,7 @@ func (o *Observer) Observe(ctx context.Context) (obs Observation, err error) {
 	}
 	var received, replayed string
 	var age float64
-	err = o.conn.QueryRow(ctx, observeSQL).Scan(&obs.InRecovery, &received, &replayed, &obs.SyncNames, &obs.Version,
+	err = o.conn.QueryRow(ctx, observeSQL, prepared).Scan(&obs.InRecovery, &received, &replayed, &obs.SyncNames, &obs.Version,
 		&obs.Receiver.Streaming, &age, &obs.Clients, &obs.Open)
 	if err != nil {
 		return obs, err
@@ -118,7 +118,7 @@ func (o *Observer) Observe(ctx context.Context) (obs Observation, err error) {
 }
 
 func (o *Observer) peers(ctx context.Context) ([]Peer, error) {
-	rows, err := o.conn.Query(ctx, peersSQL)
+	rows, err := o.conn.Query(ctx, peersSQL, prepared)
 	if err != nil {
 		return nil, err
 	}

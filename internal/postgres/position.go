@@ -61,7 +61,7 @@ func standbyEnd(ctx context.Context, conn *pgx.Conn) (walEnd, error) {
 	var waiting bool
 	err := conn.QueryRow(ctx, `SELECT pg_is_in_recovery(), pg_last_wal_receive_lsn()::text, coalesce((SELECT
 		wait_event IN ('RecoveryWalStream', 'RecoveryRetrieveRetryInterval') FROM pg_stat_activity
-		WHERE backend_type = 'startup'), false)`).Scan(&e.recovering, &received, &waiting)
+		WHERE backend_type = 'startup'), false)`, prepared).Scan(&e.recovering, &received, &waiting)
 	if err != nil {
 		return walEnd{}, err
 	}

@@ -229,9 +229,9 @@ func TestDynamicConfiguration(t *testing.T) {
 	text := c.dynamic(Runtime{Sync: Nobody})
 	require.Equal(t, "''", last(text, "primary_conninfo"))
 	require.Equal(t, `'ANY 1 ("theseus:nobody")'`, last(text, "synchronous_standby_names"))
-	text = c.dynamic(Runtime{Upstream: &Upstream{Instance: "db-0-a", Host: "10.0.0.1", Port: 5432}})
+	text = c.dynamic(Runtime{Upstream: &Upstream{Instance: "db-0-a", Host: "10.0.0.1", Port: 5432}, key: 3})
 	info := last(text, "primary_conninfo")
-	for _, want := range []string{"sslmode=verify-full", "hostaddr=''10.0.0.1''", "host=''" + c.ServerName + "''", "application_name=''db-0-x7f3''", "wal.key"} {
+	for _, want := range []string{"sslmode=verify-full", "hostaddr=''10.0.0.1''", "host=''" + c.ServerName + "''", "application_name=''db-0-x7f3''", "wal.3.key"} {
 		require.Contains(t, info, want)
 	}
 	require.Contains(t, c.conninfo(Upstream{Host: "name.example", Port: 1}, "k"), "sslmode=verify-ca")

@@ -27,9 +27,11 @@ type Server struct {
 	parameters map[string]string // instead of conf.Parameters, which does not change
 	running    *process          // the last one started; nil before the first
 	runtime    Runtime
-	// gate guards the file conf.gateKey(): see StopReceiver.
+	written    int // how often runtime was changed
+	// gate guards the files conf.gateKey(): see StopReceiver.
 	gate    sync.Mutex
 	gateway bool // whether the gate is open
+	key     int  // the number of the key that opens it, now or next
 	// silent is the postmaster of which StopReceiver has proven that it receives nothing; nil when the gate was touched since.
 	silent *process
 
@@ -154,15 +156,17 @@ func (s *Server) Start(ctx context.Context, mode Mode, r Runtime) error {
 
 // prepare writes configuration and the files that decide the mode.
 func (s *Server) prepare(mode Mode, r Runtime, least map[string]int) error {
+	var err error
+	if r.key, err = s.setGate(r.Upstream != nil); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	s.runtime = r
+	s.written++
 	s.sync = appliedAtStart(r.Sync)
 	s.mu.Unlock()
 	conf := s.config()
 	conf.least = least
-	if err := s.setGate(r.Upstream != nil); err != nil {
-		return err
-	}
 	if err := conf.writeConfig(r); err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
@@ -335,10 +339,8 @@ func (s *Server) Stop(ctx context.Context, mode StopMode) (clean bool, err error
 	}
 	if mode == Fast {
 		_ = syscall.Kill(p.pid, syscall.SIGINT)
-		select {
-		case <-p.exited:
+		if s.awaitExit(ctx, p) {
 			clean = p.cmd.ProcessState.Success()
-		case <-ctx.Done():
 		}
 	}
 	if !closed(p.exited) {
@@ -351,6 +353,44 @@ func (s *Server) Stop(ctx context.Context, mode StopMode) (clean bool, err error
 		return clean, p.leftovers
 	case <-timeout.C:
 		return false, errors.New("processes of PostgreSQL cannot be killed: is the volume stalled?")
+	}
+}
+
+// awaitExit waits for the end of a fast stop, and says whether it came before that of ctx.
+//
+// Once the shutdown checkpoint is written the postmaster waits for three kinds of processes: walsenders and the archiver, which
+// finish, and one for everybody who connected meanwhile, only to be told that the server is shutting down. Such a one first
+// reads what its client has to say, at the client's pace and for as long as authentication_timeout (a minute). Those are ended: nobody
+// is served by them, and somebody always connects, standbys that have lost their stream for one.
+func (s *Server) awaitExit(ctx context.Context, p *process) bool {
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-p.exited:
+			return true
+		case <-ctx.Done():
+			return false
+		case <-tick.C:
+			s.endHandshakes(p)
+		}
+	}
+}
+
+func (s *Server) endHandshakes(p *process) {
+	var handshakes []int
+	for _, pid := range s.procs.children(p.pid) {
+		kind := strings.TrimPrefix(s.procs.title(pid), "postgres: "+s.conf.Instance+": ")
+		switch name, _, _ := strings.Cut(kind, " "); name {
+		case "checkpointer":
+			return // not yet
+		case "walsender", "archiver":
+		default:
+			handshakes = append(handshakes, pid)
+		}
+	}
+	for _, pid := range handshakes {
+		_ = syscall.Kill(pid, syscall.SIGTERM)
 	}
 }
 

@@ -11,6 +11,10 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
+// prepared has a query of a session that is kept planned once: the views of pg_stat_ take longer to plan than to read, just when
+// every instance is looked at several times over.
+const prepared = pgx.QueryExecModeCacheStatement
+
 // Connect opens a session of the superuser over the unix socket in the database postgres. what becomes part of
 // application_name, so that people see whose it is.
 func (s *Server) Connect(ctx context.Context, what string) (*pgx.Conn, error) {
