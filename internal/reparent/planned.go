@@ -166,35 +166,51 @@ func (r *run) disturb(ctx context.Context) error {
 	return r.demote(ctx)
 }
 
-// demote stops the old primary, which ships everything to the candidate first, and has the candidate promise as soon as
-// there is nothing more to come. Both promises are like any others: what they prove, and who may be promoted, the
-// takeover decides. Should the candidate's be missing, or lack something, it asks everybody.
+// demote stops the old primary, which ships everything to the candidate first, and has the standbys promise as soon as
+// there is nothing more to come; of them only the candidate is waited for. The promises are like any others: what they prove,
+// and who may be promoted, the takeover decides. Should the candidate's be missing, or lack something, it asks everybody.
 func (r *run) demote(ctx context.Context) error {
 	end := r.phase(PhaseDemote)
-	term, old, candidate, within := r.term, r.old, r.prefer, r.lim.Demote
+	term, candidate, within := r.term, r.prefer, r.lim.Demote
+	ask := []string{r.old, candidate}
+	for _, name := range r.following {
+		if !slices.Contains(ask, name) {
+			ask = append(ask, name) // otherwise it would go on asking a server that stops, and get ready to follow only afterwards
+		}
+	}
 	var err error = context.DeadlineExceeded
 	var stopped, promised quorum.Promise
-	each(ctx, r.Runtime, within+r.lim.Promise, 2,
+	var others []quorum.Promise
+	answered := false // the candidate, whatever it says
+	each(ctx, r.Runtime, within+r.lim.Promise, len(ask),
 		func(ctx context.Context, i int) (quorum.Promise, error) {
 			if i == 0 {
-				return r.Agents.Demote(ctx, old, term, candidate, within)
+				return r.Agents.Demote(ctx, ask[i], term, candidate, within)
 			}
-			return r.Agents.Promise(ctx, candidate, term, within)
+			return r.Agents.Promise(ctx, ask[i], term, within)
 		},
 		func(i int, p quorum.Promise, e error) time.Duration {
+			answered = answered || i == 1
 			switch {
+			case r.overtaken(e):
+				stopped, err = quorum.Promise{}, e
+				return Enough
 			case i == 0:
 				if stopped, err = p, e; err != nil {
 					return Enough
 				}
-				return r.lim.Promise // for the candidate: it was alive a moment ago
-			case e == nil && proves(p, candidate, term):
+			case e == nil && proves(p, ask[i], term) && i == 1:
 				promised = p
-			case r.overtaken(e):
-				stopped, err = quorum.Promise{}, e
+			case e == nil && proves(p, ask[i], term):
+				others = append(others, p)
+			}
+			switch {
+			case stopped.Instance == "":
+				return All
+			case answered:
 				return Enough
 			}
-			return All
+			return r.lim.Promise // for the candidate: it was alive a moment ago
 		})
 	if promised.Instance != "" {
 		r.promises = append(r.promises, promised)
@@ -204,12 +220,13 @@ func (r *run) demote(ctx context.Context) error {
 		return err
 	}
 	if err != nil {
-		// It may have stopped, or be about to. The takeover asks it again, with everybody.
+		// It may have stopped, or be about to. The takeover asks it again, with everybody: that there are promises enough without
+		// its own must not keep it from hearing that its term is over.
 		end("%s gave no answer: %v", r.old, err)
 		r.following = nil
 		return nil
 	}
-	r.promises = append(r.promises, stopped)
+	r.promises = append(append(r.promises, stopped), others...)
 	end("%s stopped at %v; %s has promised at %v", r.old, stopped.Position, candidate, promised.Position)
 	return nil
 }
@@ -230,18 +247,42 @@ func (r *run) announce(ctx context.Context) error {
 	return err
 }
 
-// drain asks the clients to pause.
+// drain asks the clients to pause, and looks at the candidate once more meanwhile: clients wait, and for no longer than it takes.
 func (r *run) drain(ctx context.Context) error {
 	end := r.phase(PhaseDrain)
-	old, term := r.old, r.oldTerm
-	open, err := one(ctx, r.Runtime, r.lim.Drain+r.lim.Store, func(ctx context.Context) (int, error) {
-		return r.Agents.Drain(ctx, old, term, r.lim.Drain)
-	})
-	if err != nil {
-		end("%v", err)
-		return err
+	old, term, candidate, begun := r.old, r.oldTerm, r.prefer, r.Runtime.Now()
+	open, st := 0, Status{}
+	var drained, err error = context.DeadlineExceeded, context.DeadlineExceeded
+	each(ctx, r.Runtime, r.lim.Drain+r.lim.Store, 2,
+		func(ctx context.Context, i int) (any, error) {
+			if i == 0 {
+				return r.Agents.Drain(ctx, old, term, r.lim.Drain)
+			}
+			return r.Agents.Status(ctx, candidate)
+		},
+		func(i int, v any, e error) time.Duration {
+			if i == 1 {
+				if err = e; e == nil {
+					st = v.(Status)
+				}
+				return All
+			}
+			if drained = e; e != nil {
+				return Enough
+			}
+			open = v.(int)
+			return r.lim.Status
+		})
+	if drained != nil {
+		if ctx.Err() != nil {
+			drained = context.Cause(ctx) // whoever cancelled says why
+		}
+		end("%v", drained)
+		return drained
 	}
-	st, err := r.status(ctx, r.prefer)
+	if r.Runtime.Now().Sub(begun) > r.lim.Status {
+		st, err = r.status(ctx, candidate) // much may have happened since
+	}
 	if err != nil || st.Source != r.old {
 		// The takeover could choose another one too, but only after waiting for this one with the primary stopped.
 		end("%s was lost: %v", r.prefer, err)

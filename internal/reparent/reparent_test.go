@@ -76,6 +76,16 @@ func TestPlannedReparent(t *testing.T) {
 			require.Equal(t, 2, f.record.Cohorts[0].Acks)
 		}
 	})
+	bubble(t, "everybody is got ready while the old primary stops, and only the candidate waited for", func(t *testing.T) {
+		f := newFake(t, "p", "a", "b")
+		f.faults["PromiseAfter b"], f.sticky = hangs, true
+		start := time.Now()
+		res := f.run(Request{Kind: Planned, To: "a"})
+		require.Equal(t, Succeeded, res.Outcome, res.Message)
+		require.Contains(t, f.calls, "PromiseAfter b")
+		require.NotContains(t, f.calls, "Promise b", "its promise is not needed")
+		require.Less(t, time.Since(start), time.Second)
+	})
 	bubble(t, "two instances", func(t *testing.T) {
 		f := newFake(t, "p", "a")
 		require.Equal(t, Succeeded, f.run(Request{Kind: Planned}).Outcome)
