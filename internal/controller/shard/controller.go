@@ -192,6 +192,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 		return reconcile.Result{}, r.Client.Update(ctx, shard)
 	}
 	m := r.memory(req.NamespacedName)
+	if wait := m.standBack(RecordOf(shard), r.Clock.Now()); wait > 0 {
+		return reconcile.Result{RequeueAfter: wait}, nil
+	}
 	renew, objectsErr := r.ensureObjects(ctx, shard)
 	s, err := r.gather(ctx, shard, m)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"theseus.dev/theseus/api/v1alpha1"
 	"theseus.dev/theseus/internal/names"
 	"theseus.dev/theseus/internal/observer"
+	"theseus.dev/theseus/internal/quorum"
 	"theseus.dev/theseus/internal/replacement"
 )
 
@@ -36,6 +37,26 @@ type memory struct {
 	summarized time.Time
 	// known are the conditions that were last announced as events.
 	known map[string]string
+	// begun is the term last seen recorded and not established, begunAt when it was first seen.
+	begun   uint64
+	begunAt time.Time
+}
+
+// standingBack is the longest time that a change of the primary is left alone: many times what one takes when nothing goes wrong.
+const standingBack = time.Second
+
+// standBack is how long to wait because the primary is being changed, 0 for not at all. Clients wait until that is done, every
+// agent has news of it several times over, and nothing that is found out meanwhile stays true: looking, labelling Pods and
+// writing a status each time would only take processors from those who change it, and from everybody who follows Endpoints.
+func (m *memory) standBack(record quorum.Record, now time.Time) time.Duration {
+	switch term := record.Term(); {
+	case record.Established == 0 || term <= record.Established:
+		m.begun = 0
+		return 0
+	case term != m.begun:
+		m.begun, m.begunAt = term, now
+	}
+	return max(0, standingBack-now.Sub(m.begunAt))
 }
 
 func newMemory() *memory {

@@ -590,3 +590,26 @@ func TestACohortChangeIsRecordedThenAppliedThenDropped(t *testing.T) {
 		require.NotEqual(t, Store, a.Verb, "a reparent owns the record")
 	}
 }
+
+// While the primary is changed the shard is left alone, for a second at most.
+func TestStandBack(t *testing.T) {
+	at := time.Unix(1000, 0)
+	record := func(established uint64, terms ...uint64) quorum.Record {
+		r := quorum.Record{Established: established}
+		for _, term := range terms {
+			r.Cohorts = append(r.Cohorts, quorum.Cohort{Term: term, Primary: "a", Members: []string{"b"}, Acks: 1})
+		}
+		return r
+	}
+	m := newMemory()
+	require.Zero(t, m.standBack(record(0, 1), at), "the first primary is made here")
+	require.Zero(t, m.standBack(record(1, 1), at))
+	require.Equal(t, standingBack, m.standBack(record(1, 1, 2), at))
+	require.Equal(t, standingBack-300*time.Millisecond, m.standBack(record(1, 1, 2), at.Add(300*time.Millisecond)))
+	require.Zero(t, m.standBack(record(2, 2), at.Add(400*time.Millisecond)), "established")
+	require.Equal(t, standingBack, m.standBack(record(2, 2, 3), at.Add(time.Second)))
+	require.Zero(t, m.standBack(record(2, 2, 3), at.Add(3*time.Second)), "nobody is established, and instances may have to be made")
+	require.Equal(t, standingBack, m.standBack(record(2, 2, 3, 4), at.Add(4*time.Second)), "the next one begins")
+	require.Zero(t, m.standBack(record(2, 2), at.Add(5*time.Second)), "undone")
+	require.Equal(t, standingBack, m.standBack(record(2, 2, 4), at.Add(6*time.Second)), "and begun again")
+}
