@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"strconv"
@@ -31,6 +32,7 @@ func newGatewayCommand() *cobra.Command {
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGTERM, os.Interrupt)
 			defer stop()
+			c.Log = slog.New(slog.NewJSONHandler(os.Stdout, nil))
 			return gateway.Run(ctx, c)
 		},
 	}
