@@ -242,7 +242,8 @@ func (s *Server) StopReceiver(ctx context.Context) error {
 		case <-time.After(time.Millisecond):
 		}
 	}
-	if !s.Running() {
+	// One that died just before the look had no children any more, whoever they belong to now.
+	if life == nil || closed(life.exited) || !s.procs.lives(life.pid) {
 		return s.awaitCleaned(ctx)
 	}
 	s.gate.Lock()

@@ -153,6 +153,12 @@ func parseStat(line string) (procStat, error) {
 	return procStat{state: fields[0][0], parent: parent}, nil
 }
 
+// lives says that a process is there and has not exited.
+func (p *Processes) lives(pid int) bool {
+	st, err := p.stat(pid)
+	return err == nil && st.state != 'Z' && st.state != 'X'
+}
+
 // Within lists the living processes whose working directory is dir: PostgreSQL changes into its data directory, and
 // commands it starts inherit that. A zombie has no working directory any more and is not listed.
 func (p *Processes) Within(dir string) []int {
