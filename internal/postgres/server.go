@@ -379,14 +379,18 @@ func (s *Server) awaitExit(ctx context.Context, p *process) bool {
 
 func (s *Server) endHandshakes(p *process) {
 	var handshakes []int
-	for _, pid := range s.procs.children(p.pid) {
-		kind := strings.TrimPrefix(s.procs.title(pid), "postgres: "+s.conf.Instance+": ")
-		switch name, _, _ := strings.Cut(kind, " "); name {
-		case "checkpointer":
-			return // not yet
-		case "walsender", "archiver":
-		default:
-			handshakes = append(handshakes, pid)
+	// That the checkpointer has gone has to be certain; that it is there is seen more cheaply.
+	for _, list := range []func(parent int) []int{s.procs.children, s.procs.childrenOf} {
+		handshakes = nil
+		for _, pid := range list(p.pid) {
+			kind := strings.TrimPrefix(s.procs.title(pid), "postgres: "+s.conf.Instance+": ")
+			switch name, _, _ := strings.Cut(kind, " "); name {
+			case "checkpointer":
+				return // not yet
+			case "walsender", "archiver":
+			default:
+				handshakes = append(handshakes, pid)
+			}
 		}
 	}
 	for _, pid := range handshakes {
