@@ -88,6 +88,8 @@ func (b *bench) setup() []string {
 		fmt.Sprintf("Every member: a volume of %s (a loop file with ext4) on its node, PostgreSQL from the same Debian package, 512 MiB of memory.", storage),
 		fmt.Sprintf("A repetition: healthy system, load, 3 to 13 s undisturbed (at random, so that the fault hits any moment of a system's own loop), fault, wait for three seconds in a row with writes, repair, wait for three healthy members, stop, read every row back. The systems take turns, in rotating order; each is installed afresh for every %d rounds of faults.", b.each),
 		"A member that Patroni does not bring back by itself gets a fresh volume from the harness (there is no operator that would); that is after the measurement and not part of the stall.",
+		"A Pod of Patroni's that was deleted is made again by the harness at once, as a StatefulSet would; its claim stays. Theseus does so itself.",
+		fmt.Sprintf("After SIGSTOP of the postmaster, open sessions go on as if nothing were. So another client comes 4 s after the fault and is given %s to write.", b.bounds.Newcomer),
 		"The client gives a connection up whose server turns out to be read-only (25006) and connects again. One that keeps it, as a pool does that is not told better, can stay on a former primary for as long as that lives.",
 		"Errors: every operation that was not acknowledged, attempts to connect included. A client that keeps trying counts more of them the longer it lasts.",
 		"Power cut: processes are gone at once, but the page cache of the machine survives: writes that were never fsynced are not lost this way.",

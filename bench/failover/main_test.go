@@ -60,7 +60,7 @@ func TestTurn(t *testing.T) {
 // A comparison that goes on does only what is missing, and what could not be measured is missing.
 func TestMissing(t *testing.T) {
 	b := testBench(t)
-	require.Len(t, b.missing("patroni", 1), 5)
+	require.Len(t, b.missing("patroni", 1), 8)
 	b.runs = []result.Run{
 		{System: "patroni", Fault: "kill", Rep: 1, Measured: true},
 		{System: "patroni", Fault: "cut", Rep: 1},
@@ -70,12 +70,12 @@ func TestMissing(t *testing.T) {
 	for _, f := range b.missing("patroni", 1) {
 		ids = append(ids, f.ID)
 	}
-	require.Equal(t, []string{"switchover", "power", "freeze", "cut"}, ids)
+	require.Equal(t, []string{"switchover", "pod", "stop", "stall", "power", "freeze", "cut"}, ids)
 	ids = nil
 	for _, f := range b.missing("patroni", 2) {
 		ids = append(ids, f.ID)
 	}
-	require.Equal(t, []string{"switchover", "kill", "power", "freeze", "cut", "switchover", "power", "freeze", "cut"}, ids, "in turns")
+	require.Equal(t, []string{"switchover", "kill", "pod", "stop", "stall", "power", "freeze", "cut", "switchover", "pod", "stop", "stall", "power", "freeze", "cut"}, ids, "in turns")
 }
 
 // Old results are put aside, not mixed with new ones, unless that is asked for.

@@ -177,21 +177,25 @@ func (p *Patroni) replaceLost(ctx context.Context) error {
 func (p *Patroni) recreate(ctx context.Context, name string) error {
 	meta := metav1.ObjectMeta{Namespace: p.namespace(), Name: name}
 	pod, claim := &corev1.Pod{ObjectMeta: meta}, &corev1.PersistentVolumeClaim{ObjectMeta: meta}
-	for _, o := range []client.Object{pod, claim} {
+	if err := p.delete(ctx, pod, claim); err != nil {
+		return err
+	}
+	return p.apply(ctx, member, name)
+}
+
+// delete removes objects without grace and waits until they are gone.
+func (p *Patroni) delete(ctx context.Context, objects ...client.Object) error {
+	for _, o := range objects {
 		if err := p.kit.Client.Delete(ctx, o, client.GracePeriodSeconds(0)); client.IgnoreNotFound(err) != nil {
 			return err
 		}
 	}
-	err := labkit.Poll(ctx, 200*time.Millisecond, func(ctx context.Context) (bool, string, error) {
-		for _, o := range []client.Object{pod, claim} {
+	return labkit.Poll(ctx, 200*time.Millisecond, func(ctx context.Context) (bool, string, error) {
+		for _, o := range objects {
 			if err := p.kit.Client.Get(ctx, client.ObjectKeyFromObject(o), o); !apierrors.IsNotFound(err) {
-				return false, fmt.Sprintf("%T %s is still there", o, name), client.IgnoreNotFound(err)
+				return false, fmt.Sprintf("%T %s is still there", o, o.GetName()), client.IgnoreNotFound(err)
 			}
 		}
 		return true, "", nil
 	})
-	if err != nil {
-		return err
-	}
-	return p.apply(ctx, member, name)
 }

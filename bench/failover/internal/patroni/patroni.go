@@ -246,10 +246,22 @@ func (p *Patroni) SwitchOver(ctx context.Context) error {
 	return err
 }
 
-// KillPostmaster implements trial.System.
-func (p *Patroni) KillPostmaster(ctx context.Context, instance string) error {
-	return p.exec(ctx, instance, "kill -9 $(head -n 1 /data/pgdata/postmaster.pid)")
+// Signal implements trial.System.
+func (p *Patroni) Signal(ctx context.Context, instance, signal string) error {
+	return p.exec(ctx, instance, "kill -"+signal+" $(head -n 1 /data/pgdata/postmaster.pid)")
 }
+
+// DeletePod implements trial.System. The members are bare Pods, which nobody makes again; a StatefulSet would, in an instant.
+func (p *Patroni) DeletePod(ctx context.Context, instance string) error {
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: p.namespace(), Name: instance}}
+	if err := p.delete(ctx, pod); err != nil {
+		return err
+	}
+	return p.apply(ctx, member, instance) // the claim is there and stays as it is
+}
+
+// Claim implements trial.System: it is named like its member.
+func (p *Patroni) Claim(instance string) string { return p.namespace() + "/" + instance }
 
 func (p *Patroni) exec(ctx context.Context, pod, script string) error {
 	_, err := p.kit.Kubectl(ctx, "-n", p.namespace(), "exec", pod, "--", "bash", "-c", script)

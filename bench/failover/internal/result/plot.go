@@ -79,6 +79,7 @@ func (r *Report) row(b *strings.Builder, c Cell, s Named, colour string, x func(
 	m := x(c.StallMedianMS)
 	fmt.Fprintf(b, `<line x1="%.1f" x2="%.1f" y1="%.1f" y2="%.1f" stroke="%s" stroke-width="3"/>`+"\n", m, m, y+2, y+rowHeight-2, colour)
 	text := atLeast(c, c.StallMedianMS, 2*c.Unrecovered >= c.N)
+	text += closed(c)
 	if c.Lost > 0 {
 		text += fmt.Sprintf(", %d lost", c.Lost)
 	}

@@ -121,8 +121,8 @@ func (r *Report) table(b *strings.Builder) {
 			fmt.Fprintf(b, "| %s | %s | 0 | | | | | |\n", fault, title(r.Systems, c.System))
 			continue
 		}
-		fmt.Fprintf(b, "| %s | %s | %d | **%s** | %s | %s – %s | %.0f (%.0f) | %s |\n", fault, title(r.Systems, c.System), c.N,
-			atLeast(c, c.StallMedianMS, 2*c.Unrecovered >= c.N), atLeast(c, c.StallP95MS, c.Unrecovered > 0), Human(c.StallMinMS),
+		fmt.Fprintf(b, "| %s | %s | %d | **%s**%s | %s | %s – %s | %.0f (%.0f) | %s |\n", fault, title(r.Systems, c.System), c.N,
+			atLeast(c, c.StallMedianMS, 2*c.Unrecovered >= c.N), closed(c), atLeast(c, c.StallP95MS, c.Unrecovered > 0), Human(c.StallMinMS),
 			atLeast(c, c.StallMaxMS, c.Unrecovered > 0), c.ErrorsMedian, c.ErrorsMax, lost(c))
 	}
 	b.WriteString("\nThe p95 is the nearest rank: with ten repetitions it is the worst one. A stall is the longest time in which none of the writers got an acknowledgement.\n")
@@ -134,6 +134,14 @@ func atLeast(c Cell, ms float64, bound bool) string {
 		return "≥ " + Human(ms)
 	}
 	return Human(ms)
+}
+
+// closed adds that those who came later were worse off than the stall of the others says.
+func closed(c Cell) string {
+	if c.Closed == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", but no new client in %d of %d", c.Closed, c.N)
 }
 
 func lost(c Cell) string {

@@ -26,6 +26,9 @@ type Run struct {
 	// Recovered is false when writes had not come back when the harness gave up waiting and undid the fault; StallMS
 	// is a lower bound then.
 	Recovered bool `json:"recovered"`
+	// Closed says that a client which came after the fault, before its repair, could not write, whatever the stall of those
+	// that were there. Only a fault that hurts newcomers has one try.
+	Closed bool `json:"closed,omitempty"`
 	// StallMS is the longest time without any acknowledged write between the fault and its repair.
 	StallMS float64 `json:"stallMs"`
 	// RepairStallMS is the same from the beginning of the repair (a node thawed, healed or added) to the end.

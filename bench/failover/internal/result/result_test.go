@@ -191,6 +191,8 @@ func example() *Report {
 	losing.Lost = 5
 	blind := run("other", "kill", 1, 9700)
 	blind.Verified, blind.Lost = false, 99
+	shut := run("theseus", "kill", 2, 500)
+	shut.Closed = true
 	phased := run("theseus", "kill", 1, 300)
 	phased.Phases = []Phase{{Name: "revoke", StartMS: 120, EndMS: 140}, {Name: "establish", StartMS: 140, EndMS: 240}}
 	r := &Report{
@@ -199,7 +201,7 @@ func example() *Report {
 		Systems:  []Named{{"theseus", "Theseus", "ours"}, {"other", "Other & sons", "theirs"}},
 		Settings: []Setting{{"fsync", []string{"on", "on"}}},
 		Runs: []Run{
-			phased, run("theseus", "kill", 2, 500), blind, losing, run("theseus", "power", 1, 1500), slow,
+			phased, shut, blind, losing, run("theseus", "power", 1, 1500), slow,
 			{System: "theseus", Fault: "power", Rep: 2, Note: "the lab did not come up\nand more"},
 		},
 	}
@@ -227,7 +229,7 @@ func TestMarkdown(t *testing.T) {
 	require.NoError(t, example().Markdown(&b, "failover.svg"))
 	text := b.String()
 	for _, want := range []string{
-		"| kill -9 <postmaster> | Theseus | 2 | **400 ms** | 500 ms | 300 ms – 500 ms | 4 (4) | 0 |",
+		"| kill -9 <postmaster> | Theseus | 2 | **400 ms**, but no new client in 1 of 2 | 500 ms | 300 ms – 500 ms | 4 (4) | 0 |",
 		"|  | Other & sons | 2 | **9.80 s** | 9.90 s | 9.70 s – 9.90 s | 4 (4) | 5 (1 of 2 could not be read back) |",
 		"**≥ 120.0 s**",
 		"**Incomplete**: 2 repetitions of each were asked for, of some there are only 1.",

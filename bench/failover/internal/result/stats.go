@@ -33,9 +33,11 @@ func Median(values []float64) float64 {
 type Cell struct {
 	System string `json:"system"`
 	Fault  string `json:"fault"`
-	// N repetitions were measured, Unrecovered of which the system did not recover from by itself.
+	// N repetitions were measured, Unrecovered of which the system did not recover from by itself. In Closed of them no
+	// client that came after the fault could write.
 	N           int `json:"n"`
 	Unrecovered int `json:"unrecovered"`
+	Closed      int `json:"closed,omitempty"`
 	// Invalid repetitions say nothing about the system.
 	Invalid int `json:"invalid"`
 
@@ -103,6 +105,9 @@ func cell(runs []Run, system, fault string) Cell {
 		c.RepairStallMaxMS = max(c.RepairStallMaxMS, r.RepairStallMS)
 		if !r.Recovered {
 			c.Unrecovered++
+		}
+		if r.Closed {
+			c.Closed++
 		}
 		if r.Verified {
 			c.Lost += r.Lost

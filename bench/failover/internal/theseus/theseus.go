@@ -189,11 +189,19 @@ func (t *Theseus) SwitchOver(ctx context.Context) error {
 	return err
 }
 
-// KillPostmaster implements trial.System.
-func (t *Theseus) KillPostmaster(ctx context.Context, instance string) error {
-	_, err := t.kit.Kubectl(ctx, "-n", namespace, "exec", instance, "--", "bash", "-c", `kill -9 $(head -n 1 "$PGDATA/postmaster.pid")`)
+// Signal implements trial.System.
+func (t *Theseus) Signal(ctx context.Context, instance, signal string) error {
+	_, err := t.kit.Kubectl(ctx, "-n", namespace, "exec", instance, "--", "bash", "-c", `kill -`+signal+` $(head -n 1 "$PGDATA/postmaster.pid")`)
 	return err
 }
+
+// DeletePod implements trial.System.
+func (t *Theseus) DeletePod(ctx context.Context, instance string) error {
+	return t.kit.Client.Delete(ctx, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: instance}}, client.GracePeriodSeconds(0))
+}
+
+// Claim implements trial.System: it is named like its instance.
+func (*Theseus) Claim(instance string) string { return namespace + "/" + instance }
 
 // WaitHealthy implements trial.System: nothing is left to people, so that there is nothing to mend.
 func (t *Theseus) WaitHealthy(ctx context.Context) error {

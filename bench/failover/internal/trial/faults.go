@@ -18,9 +18,12 @@ type Fault struct {
 	// Inject does it and returns when it is done.
 	Inject func(ctx context.Context, lab Lab, s System, victim Instance) error
 	// Mend undoes it, so far as people would; the system's own part is in WaitHealthy. nil: there is nothing to undo.
-	Mend func(ctx context.Context, lab Lab, victim Instance) error
+	Mend func(ctx context.Context, lab Lab, s System, victim Instance) error
 	// MustMove: the repetition says nothing when the primary has not changed.
 	MustMove bool
+	// Newcomers are who this fault hurts: sessions that are open may go on. So a client that comes after the fault
+	// is tried as well.
+	Newcomers bool
 }
 
 // Faults are all there are, in the order of reports.
@@ -32,12 +35,35 @@ func Faults() []Fault {
 		},
 		{
 			ID: "kill", Title: "kill -9 of the postmaster", About: "SIGKILL to the primary's postmaster inside its container, nothing else",
-			Inject: func(ctx context.Context, _ Lab, s System, v Instance) error { return s.KillPostmaster(ctx, v.Name) },
+			Inject: func(ctx context.Context, _ Lab, s System, v Instance) error { return s.Signal(ctx, v.Name, "KILL") },
+		},
+		{
+			ID: "pod", Title: "Pod deleted, no grace", About: "the primary's Pod is deleted with a grace period of 0; whoever makes Pods in that system makes it again at once, on its volume",
+			Inject: func(ctx context.Context, _ Lab, s System, v Instance) error { return s.DeletePod(ctx, v.Name) },
+		},
+		{
+			ID: "stop", Title: "SIGSTOP of the postmaster", About: "the primary's postmaster stops where it is: sessions that are open go on, and no new one begins; afterwards it is continued", Newcomers: true,
+			Inject: func(ctx context.Context, _ Lab, s System, v Instance) error { return s.Signal(ctx, v.Name, "STOP") },
+			Mend: func(ctx context.Context, _ Lab, s System, v Instance) error {
+				_ = s.Signal(ctx, v.Name, "CONT") // a system that noticed has killed it, or the whole Pod; one that did not heal shows in WaitHealthy
+				return nil
+			},
+		},
+		{
+			ID: "stall", Title: "Stalled volume", About: "every write and fsync on the primary's data volume hangs; afterwards they go on",
+			Inject: func(ctx context.Context, lab Lab, s System, v Instance) error {
+				_, err := lab.Lab(ctx, "volume", "stall", s.Claim(v.Name))
+				return err
+			},
+			Mend: func(ctx context.Context, lab Lab, s System, v Instance) error {
+				_, _ = lab.Lab(ctx, "volume", "resume", s.Claim(v.Name)) // a volume that was replaced is gone; one that still stalls shows in WaitHealthy
+				return nil
+			},
 		},
 		{
 			ID: "power", Title: "Node power cut", About: "every process of the primary's node is gone at once and its link is down; afterwards a fresh node is added",
 			Inject: node("kill"),
-			Mend: func(ctx context.Context, lab Lab, v Instance) error {
+			Mend: func(ctx context.Context, lab Lab, _ System, v Instance) error {
 				if _, err := lab.Lab(ctx, "node", "remove", v.Node); err != nil {
 					return err
 				}
@@ -47,24 +73,17 @@ func Faults() []Fault {
 		},
 		{
 			ID: "freeze", Title: "Node freeze", About: "every process of the primary's node stops where it is while its kernel still answers; afterwards they all go on",
-			Inject: node("freeze"), Mend: mendNode("thaw"),
+			Inject: node("freeze"), Mend: node("thaw"),
 		},
 		{
 			ID: "cut", Title: "Network cut", About: "the primary's node can neither send nor receive, and everything on it runs on; afterwards the link is back",
-			Inject: node("cut"), Mend: mendNode("heal"),
+			Inject: node("cut"), Mend: node("heal"),
 		},
 	}
 }
 
 func node(verb string) func(context.Context, Lab, System, Instance) error {
 	return func(ctx context.Context, lab Lab, _ System, v Instance) error {
-		_, err := lab.Lab(ctx, "node", verb, v.Node)
-		return err
-	}
-}
-
-func mendNode(verb string) func(context.Context, Lab, Instance) error {
-	return func(ctx context.Context, lab Lab, v Instance) error {
 		_, err := lab.Lab(ctx, "node", verb, v.Node)
 		return err
 	}
@@ -103,6 +122,8 @@ type Bounds struct {
 	Watch time.Duration
 	// Limit is how long after the fault it waits for writes at most.
 	Limit time.Duration
+	// Newcomer is how long a client that comes after the fault, and after Watch, may take to write.
+	Newcomer time.Duration
 	// Healthy is how long the system may take to become healthy again.
 	Healthy time.Duration
 	// Step bounds everything else: a fault, its repair, a look at the system.
@@ -111,5 +132,5 @@ type Bounds struct {
 
 // DefaultBounds fit systems that recover within two minutes.
 func DefaultBounds() Bounds {
-	return Bounds{Steady: 3 * time.Second, Jitter: 10 * time.Second, Watch: 4 * time.Second, Limit: 2 * time.Minute, Healthy: 4 * time.Minute, Step: 90 * time.Second}
+	return Bounds{Steady: 3 * time.Second, Jitter: 10 * time.Second, Watch: 4 * time.Second, Limit: 2 * time.Minute, Newcomer: 15 * time.Second, Healthy: 4 * time.Minute, Step: 90 * time.Second}
 }

@@ -30,8 +30,13 @@ type System interface {
 	Primary(ctx context.Context) (Instance, error)
 	// SwitchOver has the system move the primary elsewhere in an orderly way, and returns when it says that it has.
 	SwitchOver(ctx context.Context) error
-	// KillPostmaster sends SIGKILL to the postmaster of an instance, and to nothing else.
-	KillPostmaster(ctx context.Context, instance string) error
+	// Signal sends a signal, such as KILL, to the postmaster of an instance, and to nothing else.
+	Signal(ctx context.Context, instance, signal string) error
+	// DeletePod deletes the Pod of an instance with a grace period of 0. Where no part of the system makes Pods, it makes the
+	// Pod again at once, as the controller of a StatefulSet would.
+	DeletePod(ctx context.Context, instance string) error
+	// Claim is the claim of an instance's data volume, as NAMESPACE/NAME.
+	Claim(instance string) string
 	// WaitHealthy waits for three members of which two can take over at once. It first mends what is left to people
 	// (or to their tools) with this system, such as members whose node does not exist any more.
 	WaitHealthy(ctx context.Context) error

@@ -32,6 +32,7 @@ type attempt struct {
 	system System
 	fault  Fault
 	run    result.Run
+	uri    string
 	client *client
 	victim Instance
 	when   result.Moments
@@ -91,14 +92,14 @@ func (a *attempt) do(ctx context.Context) error {
 func (a *attempt) begin(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, a.Bounds.Step)
 	defer cancel()
-	uri, err := a.system.URI(ctx)
-	if err != nil {
+	var err error
+	if a.uri, err = a.system.URI(ctx); err != nil {
 		return fmt.Errorf("its address: %w", err)
 	}
 	if err := os.MkdirAll(a.Dir, 0o755); err != nil {
 		return err
 	}
-	if a.client, err = startClient(a.Client, uri, a.Dir); err != nil {
+	if a.client, err = startClient(a.Client, a.uri, a.Dir); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -134,7 +135,36 @@ func (a *attempt) hit(ctx context.Context) error {
 		return err
 	}
 	a.run.Recovered, err = a.client.waitWriting(ctx, a.when.Fault, a.Bounds.Limit-a.Bounds.Watch)
+	if err != nil || !a.fault.Newcomers {
+		return err
+	}
+	welcome, err := a.newcomer(ctx)
+	if err == nil && !welcome {
+		a.run.Closed = true
+		a.note(fmt.Sprintf("a client that came later could not write within %s", a.Bounds.Newcomer))
+	}
 	return err
+}
+
+// newcomer says whether a client that comes only now can write.
+func (a *attempt) newcomer(ctx context.Context) (bool, error) {
+	dir := filepath.Join(a.Dir, "newcomer")
+	defer func() { _ = os.RemoveAll(dir) }()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return false, err
+	}
+	config := a.Client
+	config.Writers = 1
+	c, err := startClient(config, a.uri, dir)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = c.cmd.Process.Kill() }() // what it wrote is nobody's account
+	ok, err := c.waitWriting(ctx, time.Now(), a.Bounds.Newcomer)
+	if errors.Is(err, errClientEnded) {
+		return false, nil // it gave up
+	}
+	return ok, err
 }
 
 // mendAndHeal undoes the fault and waits for the system to be whole again.
@@ -154,7 +184,7 @@ func (a *attempt) mend(ctx context.Context) error {
 		return nil
 	}
 	a.mended = true
-	return within(ctx, a.Bounds.Step, func(ctx context.Context) error { return a.fault.Mend(ctx, a.Lab, a.victim) })
+	return within(ctx, a.Bounds.Step, func(ctx context.Context) error { return a.fault.Mend(ctx, a.Lab, a.system, a.victim) })
 }
 
 func (a *attempt) healthy(ctx context.Context) error {

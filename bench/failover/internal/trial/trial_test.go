@@ -46,14 +46,23 @@ func (s *system) log(what string) {
 	s.did = append(s.did, what)
 }
 
-func (s *system) ID() string                                   { return "fake" }
-func (s *system) Install(context.Context) error                { return nil }
-func (s *system) Uninstall(context.Context) error              { return nil }
-func (s *system) URI(context.Context) (string, error)          { return s.uri, nil }
-func (s *system) KillPostmaster(context.Context, string) error { s.log("killed"); return s.fail }
-func (s *system) Collect(context.Context, string)              { s.log("collected") }
+func (s *system) ID() string                          { return "fake" }
+func (s *system) Install(context.Context) error       { return nil }
+func (s *system) Uninstall(context.Context) error     { return nil }
+func (s *system) URI(context.Context) (string, error) { return s.uri, nil }
+func (s *system) Claim(instance string) string        { return "ns/" + instance }
+func (s *system) DeletePod(_ context.Context, instance string) error {
+	s.log("deleted " + instance)
+	return s.fail
+}
+func (s *system) Collect(context.Context, string) { s.log("collected") }
 func (s *system) Primary(context.Context) (Instance, error) {
 	return Instance{Name: s.primary, Node: "node-" + s.primary}, nil
+}
+
+func (s *system) Signal(_ context.Context, instance, signal string) error {
+	s.log(signal + " " + instance)
+	return s.fail
 }
 
 func (s *system) SwitchOver(context.Context) error {
@@ -85,7 +94,7 @@ func harness(t *testing.T, s *system, uri string) *Harness {
 	return &Harness{
 		Lab: s, Dir: filepath.Join(t.TempDir(), "not there yet"), Out: func(string) {}, Random: func() float64 { return 0.5 },
 		Client: ClientConfig{Command: []string{self}, Writers: 1, Interval: time.Millisecond, Timeout: time.Second, ConnectTimeout: time.Second},
-		Bounds: Bounds{Steady: 10 * time.Millisecond, Watch: 100 * time.Millisecond, Limit: 6 * time.Second, Healthy: time.Second, Step: 10 * time.Second},
+		Bounds: Bounds{Steady: 10 * time.Millisecond, Watch: 100 * time.Millisecond, Limit: 6 * time.Second, Newcomer: 5 * time.Second, Healthy: time.Second, Step: 10 * time.Second},
 	}
 }
 
@@ -124,6 +133,38 @@ func TestRepeatUnrecovered(t *testing.T) {
 	require.True(t, run.Measured)
 	require.False(t, run.Recovered)
 	require.Contains(t, s.did, "node heal node-a")
+}
+
+// Where only those who come later are hurt, one of them is asked; the writers that were there say nothing of it.
+func TestRepeatNewcomers(t *testing.T) {
+	t.Parallel()
+	for uri, welcome := range map[string]bool{"fine": true, "one only": false, "one only, who ends": false} {
+		t.Run(uri, func(t *testing.T) {
+			t.Parallel()
+			s := &system{}
+			h := harness(t, s, uri)
+			if !welcome {
+				h.Bounds.Newcomer = time.Second
+			}
+			run, err := h.Repeat(t.Context(), s, fault(t, "stop"), 1)
+			require.NoError(t, err)
+			require.True(t, run.Measured)
+			require.True(t, run.Recovered)
+			require.Equal(t, !welcome, run.Closed)
+			require.Equal(t, !welcome, strings.Contains(run.Note, "a client that came later could not write within 1s"), run.Note)
+			require.Equal(t, []string{"healthy", "STOP a", "explained", "CONT a", "healthy"}, s.did)
+		})
+	}
+}
+
+// A volume is named by its claim, and goes on whatever became of it.
+func TestRepeatStalledVolume(t *testing.T) {
+	t.Parallel()
+	s := &system{}
+	run, err := harness(t, s, "fine").Repeat(t.Context(), s, fault(t, "stall"), 1)
+	require.NoError(t, err)
+	require.True(t, run.Recovered)
+	require.Equal(t, []string{"healthy", "volume stall ns/a", "explained", "volume resume ns/a", "healthy"}, s.did)
 }
 
 // Whatever goes wrong once a fault may have been done, it is undone, the error says what it was, and evidence is kept.
@@ -197,7 +238,7 @@ func TestRepeatInterrupted(t *testing.T) {
 func TestSelect(t *testing.T) {
 	all, err := Select("")
 	require.NoError(t, err)
-	require.Len(t, all, 5)
+	require.Len(t, all, 8)
 	two, err := Select("cut, kill")
 	require.NoError(t, err)
 	require.Equal(t, "kill", two[0].ID, "in the order of reports")
@@ -243,6 +284,7 @@ func fakeClient(mode string) {
 	out := os.Args[slices.Index(os.Args, "--out")+1]
 	start := time.Now()
 	done := waitForTerm()
+	newcomer := filepath.Base(filepath.Dir(out)) == "newcomer"
 	tick := time.NewTicker(400 * time.Millisecond)
 	defer tick.Stop()
 	s := load.Summary{Started: start, Verified: true}
@@ -263,9 +305,9 @@ func fakeClient(mode string) {
 		}
 		writes := 100
 		switch {
-		case mode == "ends", mode == "ends later" && n > 6:
+		case mode == "ends", mode == "ends later" && n > 6, mode == "one only, who ends" && newcomer:
 			return
-		case mode == "silent", mode == "stalls" && n > 8:
+		case mode == "silent", mode == "one only" && newcomer, mode == "stalls" && n > 8:
 			writes = 0
 		}
 		fmt.Fprintln(os.Stderr, load.Progress{Seconds: time.Since(start).Seconds(), PerSecond: int64(writes)})
