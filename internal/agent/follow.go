@@ -238,7 +238,7 @@ func (a *Agent) follow(ctx context.Context, whom *Target, rewind time.Duration) 
 			return nil, failed(err)
 		}
 		a.changed()
-		a.awaitStreaming(ctx)
+		a.pg.AwaitStreaming(ctx, streamingFirst) // if it does not, the comparison says why
 		why, err := a.fits(ctx, up)
 		if err != nil || why == "" {
 			// A primary that does not answer yet is no reason to give up on following it.
@@ -265,18 +265,6 @@ func (a *Agent) follow(ctx context.Context, whom *Target, rewind time.Duration) 
 // streamingFirst is how long a comparison with a new primary waits for the stream to begin. Both want a session there, just when the
 // first commit waits for what is streamed.
 const streamingFirst = 300 * time.Millisecond
-
-func (a *Agent) awaitStreaming(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, streamingFirst)
-	defer cancel()
-	for !a.pg.Streaming() {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
-}
 
 func (a *Agent) startFollowing(ctx context.Context, up postgres.Upstream) (*agentpb.FollowReply, error) {
 	if err := a.update(ctx, func(s *State) error { s.Halted = ""; return nil }); err != nil {

@@ -157,7 +157,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 	recorder := mgr.GetEventRecorder("theseus")
 	runner := &reparent.Runner{
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Observer: watching, Agents: opts.Agents, Recorder: recorder,
-		Clock: opts.Clock, Log: mgr.GetLogger().WithName("reparent"), Name: opts.Name,
+		Clock: opts.Clock, Log: mgr.GetLogger().WithName("reparent"), Name: opts.Name, Params: verdict.DefaultParams(),
 	}
 	shards := &shard.Reconciler{
 		Client: mgr.GetClient(), Live: mgr.GetAPIReader(), Observer: watching, Agents: opts.Agents, Recorder: recorder,
@@ -165,7 +165,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, opts Options) error {
 	}
 	if !opts.NoEmergencies {
 		e := &reparent.Emergency{
-			Runner: runner, Params: verdict.DefaultParams(), Leading: leading(mgr), Dead: opts.lost(mgr).Dead, Changed: shards.Wake,
+			Runner: runner, Leading: leading(mgr), Dead: opts.lost(mgr).Dead, Changed: shards.Wake,
 		}
 		shards.Suspects = e.Suspects
 		if err := mgr.Add(e); err != nil {

@@ -145,8 +145,22 @@ func (s *Server) runtimeNow() Runtime {
 // Runtime is the changeable configuration last written.
 func (s *Server) Runtime() Runtime { return s.runtimeNow() }
 
-// auxiliaries finds PostgreSQL's own processes of the given kinds by their titles ("postgres: NAME: walreceiver …"). They
-// are children of the postmaster.
+// kind is what the title of one of this server's processes says it is and does, such as "walreceiver streaming 0/3000060";
+// empty for a process of somebody else's, or one that has ended.
+func (s *Server) kind(pid int) string {
+	kind, ok := strings.CutPrefix(s.procs.title(pid), "postgres: "+s.conf.Instance+": ")
+	if !ok {
+		return ""
+	}
+	return kind
+}
+
+// is says that a kind is among those that begin with the given words.
+func is(kind string, words ...string) bool {
+	return slices.ContainsFunc(words, func(w string) bool { return kind == w || strings.HasPrefix(kind, w+" ") })
+}
+
+// auxiliaries finds PostgreSQL's own processes of the given kinds. They are children of the postmaster.
 func (s *Server) auxiliaries(kinds ...string) []int {
 	return s.auxiliariesAmong(s.procs.children, kinds...)
 }
@@ -156,20 +170,7 @@ func (s *Server) auxiliariesAmong(children func(parent int) []int, kinds ...stri
 	if life == nil || closed(life.exited) {
 		return nil
 	}
-	prefix := "postgres: " + s.conf.Instance + ": "
-	var pids []int
-	for _, pid := range children(life.pid) {
-		title, ok := strings.CutPrefix(s.procs.title(pid), prefix)
-		if !ok {
-			continue
-		}
-		for _, kind := range kinds {
-			if title == kind || strings.HasPrefix(title, kind+" ") {
-				pids = append(pids, pid)
-			}
-		}
-	}
-	return pids
+	return slices.DeleteFunc(children(life.pid), func(pid int) bool { return !is(s.kind(pid), kinds...) })
 }
 
 // Follow makes a running standby stream from u. It is a reload: replay and readers go on.
@@ -182,9 +183,6 @@ func (s *Server) Follow(u Upstream) error {
 	}
 	return s.apply(r)
 }
-
-// Streaming says whether the WAL receiver streams, by its title, which costs the server nothing.
-func (s *Server) Streaming() bool { return len(s.auxiliaries("walreceiver streaming")) > 0 }
 
 // receiverGrace is how long a WAL receiver may take to end after SIGTERM before it is also continued (SIGCONT), in
 // case somebody stopped it.
@@ -226,7 +224,7 @@ func (s *Server) StopReceiver(ctx context.Context) error {
 	receivers := s.auxiliariesAmong(s.procs.childrenOf, "walreceiver")
 	begun := time.Now()
 	for {
-		receivers = slices.DeleteFunc(receivers, func(pid int) bool { return !strings.Contains(s.procs.title(pid), "walreceiver") })
+		receivers = slices.DeleteFunc(receivers, func(pid int) bool { return !is(s.kind(pid), "walreceiver") })
 		if len(receivers) == 0 {
 			break
 		}
@@ -263,14 +261,27 @@ func (s *Server) isSilent(life *process) bool {
 // in order and has sent everything. None is an end, too. It returns false when that takes longer than within, or ctx ends.
 // A receiver that PostgreSQL starts in its place is another one.
 func (s *Server) AwaitReceiverEnd(ctx context.Context, within time.Duration) bool {
+	pids := s.auxiliaries("walreceiver")
+	return await(ctx, within, time.Millisecond, func() bool {
+		return !slices.ContainsFunc(pids, func(pid int) bool { return syscall.Kill(pid, 0) == nil })
+	})
+}
+
+// AwaitStreaming waits until a WAL receiver streams, by its title, which costs the server nothing. It returns false when that takes
+// longer than within, or ctx ends.
+func (s *Server) AwaitStreaming(ctx context.Context, within time.Duration) bool {
+	return await(ctx, within, 5*time.Millisecond, func() bool { return len(s.auxiliaries("walreceiver streaming")) > 0 })
+}
+
+// await asks every so often until something is so. It returns false when that takes longer than within, or ctx ends.
+func await(ctx context.Context, within, every time.Duration, so func() bool) bool {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	pids := s.auxiliaries("walreceiver")
-	for slices.ContainsFunc(pids, func(pid int) bool { return syscall.Kill(pid, 0) == nil }) {
+	for !so() {
 		select {
 		case <-ctx.Done():
 			return false
-		case <-time.After(time.Millisecond):
+		case <-time.After(every):
 		}
 	}
 	return true

@@ -383,12 +383,11 @@ func (s *Server) endHandshakes(p *process) {
 	for _, list := range []func(parent int) []int{s.procs.children, s.procs.childrenOf} {
 		handshakes = nil
 		for _, pid := range list(p.pid) {
-			kind := strings.TrimPrefix(s.procs.title(pid), "postgres: "+s.conf.Instance+": ")
-			switch name, _, _ := strings.Cut(kind, " "); name {
-			case "checkpointer":
+			kind := s.kind(pid)
+			switch {
+			case is(kind, "checkpointer"):
 				return // not yet
-			case "walsender", "archiver":
-			default:
+			case !is(kind, "walsender", "archiver"):
 				handshakes = append(handshakes, pid)
 			}
 		}

@@ -184,24 +184,25 @@ func (r *run) demote(ctx context.Context) error {
 	answered := false // the candidate, whatever it says
 	each(ctx, r.Runtime, within+r.lim.Promise, len(ask),
 		func(ctx context.Context, i int) (quorum.Promise, error) {
-			if i == 0 {
+			if ask[i] == r.old {
 				return r.Agents.Demote(ctx, ask[i], term, candidate, within)
 			}
 			return r.Agents.Promise(ctx, ask[i], term, within)
 		},
 		func(i int, p quorum.Promise, e error) time.Duration {
-			answered = answered || i == 1
+			name := ask[i]
+			answered = answered || name == candidate
 			switch {
 			case r.overtaken(e):
 				stopped, err = quorum.Promise{}, e
 				return Enough
-			case i == 0:
+			case name == r.old:
 				if stopped, err = p, e; err != nil {
 					return Enough
 				}
-			case e == nil && proves(p, ask[i], term) && i == 1:
+			case e == nil && proves(p, name, term) && name == candidate:
 				promised = p
-			case e == nil && proves(p, ask[i], term):
+			case e == nil && proves(p, name, term):
 				others = append(others, p)
 			}
 			switch {

@@ -56,6 +56,9 @@ func DefaultParams() Params {
 	}
 }
 
+// Full says that a volume of which this share is used counts as full.
+func (p Params) Full(used float64) bool { return used >= p.MaxUsed }
+
 // FenceAfter is the default time after which a primary that has heard neither from the operator nor from enough standbys
 // stops itself: four signs of life in a row were missed. Commits do not depend on it. An operator that hears nothing of the
 // primary may act half a second earlier (SilentAfter), so for about that long the stale one may answer reads beside its

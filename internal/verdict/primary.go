@@ -169,7 +169,7 @@ func (s shard) sickPrimary(c quorum.Cohort, p *Instance) *Judgement {
 	return nil
 }
 
-func (s shard) full(i Instance) bool { return i.DiskUsed >= s.p.MaxUsed }
+func (s shard) full(i Instance) bool { return s.p.Full(i.DiskUsed) }
 
 // roomElsewhere reports whether a copy of the data fits into another volume of the shard. Where it does not, the data has
 // grown: a new instance would be as full as this one, and a new primary as well.

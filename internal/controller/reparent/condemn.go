@@ -23,7 +23,7 @@ const condemnAfter = 5 * time.Second
 // an old primary is told to stop, and diverged data is seeded again.
 func (e *Emergency) patience(v verdict.Verdict) time.Duration {
 	if v == verdict.TwoPrimaries || v == verdict.StandbyDiverged {
-		return max(e.Params.ReplaceAfter, condemnAfter)
+		return max(e.Runner.Params.ReplaceAfter, condemnAfter)
 	}
 	return condemnAfter
 }
@@ -56,7 +56,7 @@ func (e *Emergency) condemnOld(ctx context.Context, log logr.Logger, sh *v1alpha
 		return
 	}
 	for i := range o.Instances {
-		if in := &o.Instances[i]; in.Name == j.Subject && (j.Verdict == verdict.PrimaryStalled || e.Params.Misbehaves(o, *in)) {
+		if in := &o.Instances[i]; in.Name == j.Subject && (j.Verdict == verdict.PrimaryStalled || e.Runner.Params.Misbehaves(o, *in)) {
 			e.condemn(ctx, log, sh, j.Subject, j.Verdict, j.Why)
 		}
 	}

@@ -23,7 +23,6 @@ import (
 // the same emergency get one winner from the lock of the term.
 type Emergency struct {
 	Runner *Runner
-	Params verdict.Params
 	// Dead is told of every instance that is judged dead, again and again; nil for nobody. It must not block.
 	Dead func(ctx context.Context, instance types.NamespacedName)
 	// Leading reports whether this replica is the leader: what is not urgent is left to it.
@@ -136,7 +135,7 @@ func (e *Emergency) look(ctx context.Context, key types.NamespacedName) {
 		e.doubt(ctx, log, key, h, o)
 		return
 	}
-	j := verdict.Judge(o, e.Params)
+	j := verdict.Judge(o, e.Runner.Params)
 	h.note(j.Verdict, o, e.Runner.Clock.Now())
 	if j.Verdict != h.last {
 		h.last = j.Verdict
@@ -153,7 +152,7 @@ func (e *Emergency) look(ctx context.Context, key types.NamespacedName) {
 		e.uneasy[key] = true
 	}
 	e.mu.Unlock()
-	e.suspect(key, verdict.Suspects(o, e.Params))
+	e.suspect(key, verdict.Suspects(o, e.Runner.Params))
 	now := e.Runner.Clock.Now()
 	if stands := h.standing(j, now); !e.concerns(j) || j.Action == verdict.Replace && (stands < e.patience(j.Verdict) || now.Sub(h.condemned) < condemnAfter) {
 		h.wantedSince = time.Time{}
@@ -196,7 +195,7 @@ var errEmergency = errors.New("an emergency reparent is needed")
 // that could be taken back any more: a primary that was told to stop looks like one that needs an emergency.
 func (e *Emergency) doubt(ctx context.Context, log logr.Logger, key types.NamespacedName, h *history, o verdict.Observed) {
 	o.Reparent = nil
-	j := verdict.Judge(o, e.Params)
+	j := verdict.Judge(o, e.Runner.Params)
 	h.note(j.Verdict, o, e.Runner.Clock.Now())
 	if h.doubted || j.Action != verdict.ERS {
 		return
@@ -209,7 +208,7 @@ func (e *Emergency) doubt(ctx context.Context, log logr.Logger, key types.Namesp
 		calls := e.Runner.calls(key)
 		defer calls.Close()
 		o, err := e.again(ctx, key, o, calls)
-		j := verdict.Judge(o, e.Params)
+		j := verdict.Judge(o, e.Runner.Params)
 		if err == nil && j.Action == verdict.ERS && e.Runner.Cancel(key, fmt.Errorf("%w: %s", errEmergency, j.Why)) {
 			log.Info("the planned reparent is taken back", "verdict", j.Verdict, "subject", j.Subject, "why", j.Why)
 		}
@@ -349,7 +348,7 @@ func (e *Emergency) confirm(ctx context.Context, key types.NamespacedName, sh *v
 	if err != nil {
 		return verdict.Judgement{}, err
 	}
-	return verdict.Judge(o, e.Params), nil
+	return verdict.Judge(o, e.Runner.Params), nil
 }
 
 // again looks at the record itself, and asks everybody. The instances of o are changed.
@@ -361,7 +360,7 @@ func (e *Emergency) again(ctx context.Context, key types.NamespacedName, o verdi
 	primary := o.Record.Primary()
 	silent := true
 	for _, i := range o.Instances {
-		if i.Name == primary && i.Heard && i.Age < e.Params.SilentAfter {
+		if i.Name == primary && i.Heard && i.Age < e.Runner.Params.SilentAfter {
 			silent = false
 		}
 	}

@@ -95,12 +95,12 @@ func (f *fleet) replica(name string, leading bool) *Reconciler {
 	}
 	o.Sync(shardKey, targets)
 	r := &Runner{
-		Client: f.client, Live: f.client, Observer: o, Recorder: events.NewFakeRecorder(1000), Clock: clock.RealClock{}, Log: logr.Discard(), Name: name,
+		Client: f.client, Live: f.client, Observer: o, Recorder: events.NewFakeRecorder(1000), Clock: clock.RealClock{}, Log: logr.Discard(), Name: name, Params: verdict.DefaultParams(),
 		Agents: func(_ context.Context, _ types.NamespacedName, e *agentpb.Endpoint) (agentpb.AgentClient, func(), error) {
 			return f.agents[e.GetInstance()], func() {}, nil
 		},
 	}
-	e := &Emergency{Runner: r, Params: verdict.DefaultParams(), Leading: func() bool { return leading }}
+	e := &Emergency{Runner: r, Leading: func() bool { return leading }}
 	ctx, cancel := context.WithCancel(f.t.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = e.Start(ctx) }()

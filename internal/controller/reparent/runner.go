@@ -36,6 +36,8 @@ type Runner struct {
 	Log      logr.Logger
 	// Name of this replica, for the journal.
 	Name string
+	// Params of what verdicts take for dead, sick and full.
+	Params verdict.Params
 
 	mu   sync.Mutex
 	busy map[types.NamespacedName]*work
@@ -250,7 +252,7 @@ func (r *Runner) instances(ctx context.Context, sh *v1alpha1.Shard) ([]reparent.
 		i := reparent.Instance{
 			Name: name, Zone: o.Status.GetZone(), Term: o.Status.GetTerm(), Diverged: o.Status.GetDiverged(),
 			Reachable: o.Connected && now.Sub(o.ReceivedAt) < reachableAge, Current: true, Leaving: leaving[name],
-			Full: diskUsed(o.Status) >= verdict.DefaultParams().MaxUsed,
+			Full: r.Params.Full(diskUsed(o.Status)),
 		}
 		if flushed, replayed := o.Status.GetFlushed().GetLsn(), o.Status.GetReplayedLsn(); o.Status.GetRole() == agentpb.Role_STANDBY && flushed > replayed {
 			i.ReplayLag = flushed - replayed
