@@ -198,6 +198,21 @@ func TestPrimary(t *testing.T) {
 			o.at("p").CommitProbe.Pending = 2 * sec
 			o.quiet("a", "b")
 		}, PrimaryIsolated, "p", ERS},
+		{"quiet standbys of a primary whose writes hang: not cut off", func(o *Observed) {
+			p := o.at("p")
+			p.CommitProbe.Pending, p.WriteProbe.Pending, p.DiskProbe.Pending = 1900*time.Millisecond, 1200*time.Millisecond, 900*time.Millisecond
+			o.quiet("a", "b")
+		}, Healthy, "p", None},
+		{"… and soon stalled", func(o *Observed) {
+			p := o.at("p")
+			p.CommitProbe.Pending, p.WriteProbe.Pending, p.DiskProbe.Pending = 2700*time.Millisecond, 2*sec, 1700*time.Millisecond
+			o.quiet("a", "b")
+		}, PrimaryStalled, "p", ERS},
+		{"cut off on a busy disk", func(o *Observed) {
+			p := o.at("p")
+			p.CommitProbe.Pending, p.WriteProbe.Pending = 2*sec, 100*time.Millisecond
+			o.quiet("a", "b")
+		}, PrimaryIsolated, "p", ERS},
 		{"standbys gone for a moment", func(o *Observed) { o.at("p").CommitProbe.Pending = sec; o.lose("a", "b") }, Healthy, "p", None},
 		{"both standbys are dead: nobody better", func(o *Observed) {
 			o.at("p").CommitProbe.Pending = 2 * sec

@@ -18,6 +18,9 @@ type Params struct {
 	// StallAfter is how long a probe of a living agent may hang. Default 2 s: longer than a bad checkpoint's fsync, and in
 	// time for 4 s together with the probe's interval and the reparent.
 	StallAfter time.Duration
+	// WriteAfter is how long a write to its own volume may take before a hanging commit is no word of a primary's standbys any
+	// more. Default 250 ms: a write takes milliseconds, on a bad day tens.
+	WriteAfter time.Duration
 	// SickAfter is the number of failed probes in a row that make a primary sick. Default 3.
 	SickAfter int
 	// SlowAfter is how long a primary may be slow. Default 30 s. Slow counts as failed, but a vacuum is not a failure.
@@ -51,7 +54,7 @@ type Params struct {
 func DefaultParams() Params {
 	return Params{
 		SilentAfter: 1500 * time.Millisecond, LostAfter: 1500 * time.Millisecond, IsolatedAfter: 1500 * time.Millisecond,
-		StallAfter: 2 * time.Second, SickAfter: 3, SlowAfter: 30 * time.Second, StuckAfter: 10 * time.Second,
+		StallAfter: 2 * time.Second, WriteAfter: 250 * time.Millisecond, SickAfter: 3, SlowAfter: 30 * time.Second, StuckAfter: 10 * time.Second,
 		ReplaceAfter: 30 * time.Second, NodeAfter: time.Minute, MaxUsed: 0.97, Room: 0.05, Settle: 500 * time.Millisecond, Overdue: 500 * time.Millisecond, RetryAfter: 500 * time.Millisecond,
 	}
 }

@@ -126,6 +126,11 @@ func (s shard) cutOffPrimary(c quorum.Cohort, p *Instance) *Judgement {
 	if connected >= c.Acks || hung == 0 || hung+p.Age < s.p.IsolatedAfter {
 		return nil
 	}
+	if max(p.DiskProbe.Pending, p.WriteProbe.Pending) >= s.p.WriteAfter {
+		// A commit is written here before it is sent: when that hangs as well it may be all that hangs, and then the standbys are quiet
+		// because there is nothing to send them. It ends, or is a stall soon.
+		return nil
+	}
 	why := fmt.Sprintf("a commit on %s has hung for %v with %d of %d members connected", p.Name, round(hung+p.Age), connected, c.Acks)
 	var lost []string
 	for _, name := range s.without(s.able(), p.Name) {

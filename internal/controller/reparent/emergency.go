@@ -250,8 +250,9 @@ func (e *Emergency) act(ctx context.Context, log logr.Logger, key types.Namespac
 		h.mu.Unlock()
 		return
 	}
+	j = confirmed // a moment later it may be clearer what it is
 	if j.Action == verdict.Replace {
-		e.condemn(ctx, log, sh, confirmed.Subject, confirmed.Verdict, confirmed.Why)
+		e.condemn(ctx, log, sh, j.Subject, j.Verdict, j.Why)
 		return
 	}
 	expect := shard.RecordOf(sh).Primary()
@@ -259,7 +260,7 @@ func (e *Emergency) act(ctx context.Context, log logr.Logger, key types.Namespac
 	if j.Subject != expect {
 		req.AwayFrom = ""
 	}
-	log.Info("acting", "verdict", j.Verdict, "subject", j.Subject, "action", j.Action, "why", confirmed.Why)
+	log.Info("acting", "verdict", j.Verdict, "subject", j.Subject, "action", j.Action, "why", j.Why)
 	if j.Action == verdict.PRS {
 		req.Kind, req.Limits.Checkpoint = reparent.Planned, sickCheckpoint
 		req.NoCheckpoint = j.Verdict == verdict.DiskFull
