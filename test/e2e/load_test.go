@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/url"
@@ -11,12 +12,14 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"theseus.dev/theseus/internal/labkit"
 	"theseus.dev/theseus/internal/load"
 )
 
@@ -25,8 +28,35 @@ type running struct {
 	f      *fixture
 	cmd    *exec.Cmd
 	out    string
-	stderr bytes.Buffer
+	stderr progress
 	exited chan error
+}
+
+// progress keeps what a load says.
+type progress struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (p *progress) Write(b []byte) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.text.Write(b)
+}
+
+// String is the end of it.
+func (p *progress) String() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	lines := strings.Split(p.text.String(), "\n")
+	return strings.Join(lines[max(0, len(lines)-20):], "\n")
+}
+
+// flows says that something was written in the last second it told of.
+func (p *progress) flows() bool {
+	lines := strings.Split(strings.TrimSpace(p.String()), "\n")
+	last, ok := load.ParseProgress(lines[len(lines)-1])
+	return ok && last.PerSecond > 0
 }
 
 // startLoad begins to write through the read-write endpoint and returns once the first writes are acknowledged.
@@ -50,7 +80,16 @@ func (f *fixture) startLoadTo(uri string, flags ...string) *running {
 	require.NoError(f.t, r.cmd.Start())
 	go func() { r.exited <- r.cmd.Wait() }()
 	f.t.Cleanup(func() { _ = r.cmd.Process.Signal(syscall.SIGTERM) })
-	time.Sleep(2 * time.Second) // A little undisturbed load first, to compare with.
+	err := labkit.Poll(f.ctx, 100*time.Millisecond, func(context.Context) (bool, string, error) {
+		select {
+		case err := <-r.exited:
+			return false, "", fmt.Errorf("the load ended: %w", err)
+		default:
+			return r.stderr.flows(), "nothing is written yet", nil
+		}
+	})
+	require.NoErrorf(f.t, err, "%s", &r.stderr)
+	time.Sleep(time.Second) // A little undisturbed load first, to compare with.
 	return r
 }
 
@@ -62,12 +101,12 @@ const noErrors = 0
 func (r *running) stopAndVerify(mostErrors int64, allowed ...string) *load.Summary {
 	t := r.f.t
 	t.Helper()
-	require.NoError(t, r.cmd.Process.Signal(syscall.SIGTERM))
+	require.NoErrorf(t, r.cmd.Process.Signal(syscall.SIGTERM), "%s", &r.stderr)
 	select {
 	case err := <-r.exited:
-		require.NoErrorf(t, err, "the load ended badly:\n%s", tail(r.stderr.String()))
+		require.NoErrorf(t, err, "the load ended badly:\n%s", &r.stderr)
 	case <-r.f.ctx.Done():
-		t.Fatalf("the load did not end:\n%s", tail(r.stderr.String()))
+		t.Fatalf("the load did not end:\n%s", &r.stderr)
 	}
 	data, err := os.ReadFile(r.out)
 	require.NoError(t, err)
@@ -86,11 +125,6 @@ func (r *running) stopAndVerify(mostErrors int64, allowed ...string) *load.Summa
 	measured(t, "%d acknowledged in %.0f s, longest stall %.0f ms, latency p50 %.1f p99 %.1f ms, %d failed, %d unknown, 0 lost",
 		s.Acked, s.Seconds, s.LongestStallMS, s.LatencyMS.P50, s.LatencyMS.P99, s.Failed, s.Unknown)
 	return s
-}
-
-func tail(s string) string {
-	lines := strings.Split(s, "\n")
-	return strings.Join(lines[max(0, len(lines)-20):], "\n")
 }
 
 // appURI is the application user's connection string, without checking the server's name: the load runs beside the
