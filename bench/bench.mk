@@ -13,7 +13,7 @@ $(BIN)/tools/failover: $(GO_SOURCES) $(shell find bench -name '*.go' -not -name 
 
 .PHONY: image-patroni bench-failover bench-report
 image-patroni: $(PATRONI_TAR)
-bench-failover: packages binaries images image-patroni $(BIN)/tools/failover ## Theseus and Patroni under the same faults, in turns; about 1½ hours; BENCH_N=2 for a short one, BENCH_FLAGS=-resume to go on
+bench-failover: packages binaries images image-patroni $(BIN)/tools/failover ## Theseus and Patroni under the same faults, in turns; about 2½ hours; BENCH_N=2 for a short one, BENCH_FLAGS=-resume to go on
 	$(BIN)/tools/failover -n $(BENCH_N) -version '$(VERSION)' $(BENCH_FLAGS)
 
 bench-report: $(BIN)/tools/failover ## Make the table and the plot anew from the results that are there
