@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -203,6 +204,16 @@ func (l *hopLab) expect(conn net.Conn, want []byte) {
 	n, err := io.ReadFull(conn, got)
 	require.NoError(l.t, err, "%q of %q", got[:n], want)
 	require.Equal(l.t, want, got)
+}
+
+// silent requires that nothing comes for a while.
+func (l *hopLab) silent(conn net.Conn, d time.Duration) {
+	l.t.Helper()
+	require.NoError(l.t, conn.SetReadDeadline(time.Now().Add(d)))
+	n, err := conn.Read(make([]byte, 1))
+	require.ErrorIs(l.t, err, os.ErrDeadlineExceeded)
+	require.Zero(l.t, n)
+	require.NoError(l.t, conn.SetReadDeadline(time.Now().Add(soon)))
 }
 
 // end reads to the end and returns the fields of the error said last, if any.

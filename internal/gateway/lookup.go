@@ -10,8 +10,9 @@ import (
 // A client that logs in waits for PgBouncer to look its name up on the primary. When the primary is lost in that moment
 // PgBouncer turns the client away with "bouncer config error", although nothing of the client's was under way. So the
 // session that looks names up outlives its primary: it goes on with the next one, and asks there again what the lost one has
-// not begun to answer. It may: the question is a read, always the same one, and nobody has heard any of the answer. An
-// idle one outlives it too, for a question may be on its way.
+// not answered. It may: the question is a read, always the same one, and nobody has heard any of the answer. An
+// idle one outlives it too, for a question may be on its way. For the same reason an answer is passed on as a whole: a server that
+// crashes in the middle of one sends what it has of it.
 
 // looksUp reports whether a startup packet begins the session that looks names up.
 func looksUp(startup []byte) bool {
@@ -22,7 +23,7 @@ func looksUp(startup []byte) bool {
 type lookup struct {
 	mu       sync.Mutex
 	question []byte
-	answered bool          // the server has begun to answer, or the question is too long to be one of a name
+	answered bool          // PgBouncer has heard some of the answer, or the question is too long to be one of a name
 	news     chan struct{} // has an element after a question was asked
 }
 
@@ -49,7 +50,7 @@ func (l *lookup) asked(b []byte) {
 	}
 }
 
-// heard notes that the server has said something; idle, that it has said all.
+// heard notes that PgBouncer is told something; idle, that it is told all.
 func (l *lookup) heard(idle bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -59,7 +60,7 @@ func (l *lookup) heard(idle bool) {
 	}
 }
 
-// open is the question nobody has begun to answer, if there is one.
+// open is the question of whose answer PgBouncer has heard nothing, if there is one.
 func (l *lookup) open() []byte {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -69,7 +70,7 @@ func (l *lookup) open() []byte {
 	return bytes.Clone(l.question)
 }
 
-// torn reports whether an answer has begun and not ended: nobody else can go on with it.
+// torn reports whether PgBouncer has heard a part of an answer: nobody else can go on with it.
 func (l *lookup) torn() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

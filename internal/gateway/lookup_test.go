@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -83,6 +84,10 @@ func TestALookupIsNotAnsweredByTheEndOfItsServer(t *testing.T) {
 		"a notice in pieces":         {notice[:4], notice[4:]},
 		"a notice, part of one":      {append(bytes.Clone(notice), notice[:9]...)},
 		"a notice and part of a row": {append(bytes.Clone(notice), row[:len(row)-1]...)},
+		"after a row":                {row},
+		"after a row, with a notice": {append(bytes.Clone(row), notice...)},
+		"after a row, then a notice": {row, notice},
+		"after all but the end":      {append(bytes.Clone(row), message('C', "SELECT 1\x00")...)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := newHopLab(t)
@@ -92,6 +97,7 @@ func TestALookupIsNotAnsweredByTheEndOfItsServer(t *testing.T) {
 				l.write(server, piece)
 			}
 			_ = server.Close()
+			l.silent(pooler, 50*time.Millisecond)
 			l.route(Serve, 2, l.b)
 			l.answerNext(l.b, pooler, answer)
 		})
@@ -132,12 +138,14 @@ func TestAnIdleSessionForLookupsEndsQuietly(t *testing.T) {
 	require.Empty(t, sqlstate)
 }
 
+// What is too long to be a name's is passed on as it comes. Half of such an answer is nobody else's to go on with.
 func TestALookupThatIsHalfAnsweredIsNotAskedAgain(t *testing.T) {
 	l := newHopLab(t)
 	l.route(Serve, 1, l.a)
 	pooler, server := l.openLookup(l.a)
-	l.write(server, row)
-	l.expect(pooler, row)
+	long := message('D', strings.Repeat("x", maxQuestion))
+	l.write(server, long)
+	l.expect(pooler, long)
 	l.route(Serve, 2, l.b)
 	sqlstate, _ := l.end(pooler)
 	require.Equal(t, stateMoved, sqlstate)

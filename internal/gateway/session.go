@@ -292,7 +292,7 @@ func (s *session) carry(first []byte, f *framer) {
 	if !f.loggedIn {
 		_ = s.up.SetReadDeadline(time.Now().Add(loginTimeout))
 	}
-	var held []byte      // of the answer to a lookup, what is no whole message yet
+	var held []byte      // the answer to a lookup, as long as it is not whole
 	replies := f.replies // of those passed on
 	data, err := first, error(nil)
 	for {
@@ -312,10 +312,11 @@ func (s *session) carry(first []byte, f *framer) {
 				}
 				data, held = append(held, data...), nil
 				switch {
-				case !f.boundary() && f.fatal == nil && len(data) <= maxQuestion:
-					data, held = nil, data
+				case f.fatal != nil || len(data) > maxQuestion: // whatever it is, it is no answer to that question
 				case f.replies == replies && f.boundary():
 					data = nil // a crash announces itself to all: that is no answer, and the question is as open as it was
+				case f.transaction == 0 || !f.boundary():
+					data, held = nil, data // a server that crashes sends what it had of the answer first
 				}
 			}
 			if len(data) > 0 {
