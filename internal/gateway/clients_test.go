@@ -195,32 +195,42 @@ func TestPlannedWithComingAndGoing(t *testing.T) {
 	t.Logf("%d statements", asked.Load())
 }
 
-// Clients that begin to log in while the primary is frozen are let in by the next one.
+// Clients that have begun to log in while the primary is lost are let in by the next one.
 func TestLoginsThatHaveBegunSurviveAnEmergency(t *testing.T) {
-	l := newLab(t, nil)
-	l.a.establish(1)
-	require.Equal(t, l.a.name, server(t, l.connect())) // the session that looks names up is there
-	l.a.freeze()
-	t.Cleanup(l.a.thaw)
-	type result struct {
-		conn *pgx.Conn
-		err  error
-	}
-	const clients = 10
-	results := make(chan result, clients)
-	for range clients {
-		go func() {
-			conn, err := pgx.ConnectConfig(context.Background(), l.config())
-			results <- result{conn, err}
-		}()
-	}
-	time.Sleep(300 * time.Millisecond) // the first of them has been looked up in vain by now
-	l.b.establish(2)
-	for range clients {
-		r := <-results
-		require.NoError(t, r.err)
-		require.Equal(t, l.b.name, server(t, r.conn))
-		require.NoError(t, r.conn.Close(context.Background()))
+	for name, lose := range map[string]func(*testing.T, *instance){
+		"frozen": func(t *testing.T, i *instance) { i.freeze(); t.Cleanup(i.thaw) },
+		// Whoever is asked for a name in that moment sends what it has of an answer, and a notice that it ends.
+		"crashed": func(_ *testing.T, i *instance) { i.kill(syscall.SIGQUIT) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, nil)
+			l.a.establish(1)
+			require.Equal(t, l.a.name, server(t, l.connect())) // the session that looks names up is there
+			l.a.sql("postgres", `CREATE OR REPLACE FUNCTION theseus.user_lookup(name text) RETURNS TABLE (uname text, phash text) LANGUAGE sql SECURITY DEFINER
+				SET search_path = pg_catalog AS 'SELECT rolname::text, rolpassword FROM pg_authid, pg_sleep(0.5) WHERE rolname = name'`)
+			type result struct {
+				conn *pgx.Conn
+				err  error
+			}
+			const clients = 10
+			results := make(chan result, clients)
+			for range clients {
+				go func() {
+					conn, err := pgx.ConnectConfig(context.Background(), l.config())
+					results <- result{conn, err}
+				}()
+			}
+			time.Sleep(200 * time.Millisecond) // the first of them is being looked up by now
+			lose(t, l.a)
+			time.Sleep(300 * time.Millisecond)
+			l.b.establish(2)
+			for range clients {
+				r := <-results
+				require.NoError(t, r.err)
+				require.Equal(t, l.b.name, server(t, r.conn))
+				require.NoError(t, r.conn.Close(context.Background()))
+			}
+		})
 	}
 }
 
