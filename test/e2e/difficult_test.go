@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"theseus.dev/theseus/api/v1alpha1"
+	"theseus.dev/theseus/internal/labkit"
 )
 
 // sessions are psql processes beside the nodes.
@@ -27,6 +29,7 @@ type sessions struct {
 // openSessions runs psql n times against uri, each with the commands as its input, which stays open.
 func (f *fixture) openSessions(n int, uri, commands string) *sessions {
 	f.t.Helper()
+	f.awaitService(uri)
 	s := &sessions{}
 	for range n {
 		cmd := exec.Command(kit.Bin("lab"), "--name", kit.LabName, "client", "--", "psql", "-qtA", "-v", "ON_ERROR_STOP=1", uri)
@@ -43,6 +46,18 @@ func (f *fixture) openSessions(n int, uri, commands string) *sessions {
 		f.t.Cleanup(func() { _ = in.Close(); _ = cmd.Process.Kill() })
 	}
 	return s
+}
+
+// awaitService waits until uri leads to a server from beside the nodes: names and proxies learn of a new Service in their own time.
+func (f *fixture) awaitService(uri string) {
+	f.t.Helper()
+	err := labkit.Poll(f.ctx, 200*time.Millisecond, func(ctx context.Context) (bool, string, error) {
+		cmd := exec.CommandContext(ctx, kit.Bin("lab"), "--name", kit.LabName, "client", "--", "psql", "-qtAc", "SELECT 1", uri)
+		cmd.Env = append(os.Environ(), "PGCONNECT_TIMEOUT=5")
+		out, err := cmd.CombinedOutput()
+		return err == nil, string(out), nil
+	})
+	require.NoError(f.t, err)
 }
 
 // count is how many sessions of the application the primary has in a state.
