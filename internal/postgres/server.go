@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -363,6 +364,8 @@ func (s *Server) Stop(ctx context.Context, mode StopMode) (clean bool, err error
 // reads what its client has to say, at the client's pace and for as long as authentication_timeout (a minute). Those are ended: nobody
 // is served by them, and somebody always connects, standbys that have lost their stream for one.
 func (s *Server) awaitExit(ctx context.Context, p *process) bool {
+	// Looked for with certainty, because nobody may be ended before it has gone; it is never started again in a stop.
+	checkpointers := s.auxiliariesAmong(s.procs.childrenOf, "checkpointer")
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -372,28 +375,18 @@ func (s *Server) awaitExit(ctx context.Context, p *process) bool {
 		case <-ctx.Done():
 			return false
 		case <-tick.C:
-			s.endHandshakes(p)
+			if !slices.ContainsFunc(checkpointers, s.procs.lives) {
+				s.endHandshakes(p)
+			}
 		}
 	}
 }
 
 func (s *Server) endHandshakes(p *process) {
-	var handshakes []int
-	// That the checkpointer has gone has to be certain; that it is there is seen more cheaply.
-	for _, list := range []func(parent int) []int{s.procs.children, s.procs.childrenOf} {
-		handshakes = nil
-		for _, pid := range list(p.pid) {
-			kind := s.kind(pid)
-			switch {
-			case is(kind, "checkpointer"):
-				return // not yet
-			case !is(kind, "walsender", "archiver"):
-				handshakes = append(handshakes, pid)
-			}
+	for _, pid := range s.procs.children(p.pid) {
+		if !is(s.kind(pid), "walsender", "archiver") {
+			_ = syscall.Kill(pid, syscall.SIGTERM)
 		}
-	}
-	for _, pid := range handshakes {
-		_ = syscall.Kill(pid, syscall.SIGTERM)
 	}
 }
 
