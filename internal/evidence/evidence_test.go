@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http/httptest"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -12,9 +14,12 @@ import (
 	"testing/iotest"
 	"time"
 
+	"github.com/johannesboyne/gofakes3"
+	"github.com/johannesboyne/gofakes3/backend/s3mem"
 	"github.com/stretchr/testify/require"
 	"gocloud.dev/blob/fileblob"
 	"gocloud.dev/blob/memblob"
+	_ "gocloud.dev/blob/s3blob"
 	"k8s.io/utils/clock"
 
 	"theseus.dev/theseus/api/v1alpha1"
@@ -30,6 +35,20 @@ var (
 
 func memory(t *testing.T) Bucket {
 	b := NewBucket(memblob.OpenBucket(nil), "/evidence/")
+	t.Cleanup(func() { _ = b.Close() })
+	return b
+}
+
+// overS3 is a bucket that is reached by its URL, as the operator does, over S3's own protocol.
+func overS3(t *testing.T, prefix string) Bucket {
+	store := s3mem.New()
+	require.NoError(t, store.CreateBucket("evidence"))
+	server := httptest.NewServer(gofakes3.New(store).Server())
+	t.Cleanup(server.Close)
+	t.Setenv("AWS_ACCESS_KEY_ID", "nobody")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+	b, err := Open("s3://evidence?region=eu-west-1&use_path_style=true&endpoint="+url.QueryEscape(server.URL), prefix)
+	require.NoError(t, err)
 	t.Cleanup(func() { _ = b.Close() })
 	return b
 }
@@ -58,7 +77,7 @@ func items(m Manifest) map[string]Item {
 func TestCollectAndRead(t *testing.T) {
 	onDisk, err := fileblob.OpenBucket(t.TempDir(), nil)
 	require.NoError(t, err)
-	for name, b := range map[string]Bucket{"mem": memory(t), "file": NewBucket(onDisk, "x/y")} {
+	for name, b := range map[string]Bucket{"mem": memory(t), "file": NewBucket(onDisk, "x/y"), "s3": overS3(t, "x/y")} {
 		t.Run(name, func(t *testing.T) {
 			m, err := Collect(ctx, subject, []Source{
 				text("postgres.log", "FATAL: it hurts\n"), Value("verdict", map[string]string{"verdict": "StandbyDead"}),

@@ -32,29 +32,33 @@ func some(from, to int) (out []Entry) {
 }
 
 func TestATrailOfTwoReplicasIsReadOnce(t *testing.T) {
-	trails := memory(t).Trails()
-	for i, w := range []struct {
-		replica  string
-		from, to int
-	}{{"op-b", 5, 15}, {"op-a", 0, 10}, {"op-a", 10, 20}} {
-		_, err := trails.Write(ctx, walker, w.replica, uint64(i), noon.Add(time.Minute), some(w.from, w.to))
-		require.NoError(t, err)
+	for name, b := range map[string]Bucket{"mem": memory(t), "s3": overS3(t, "")} {
+		t.Run(name, func(t *testing.T) {
+			trails := b.Trails()
+			for i, w := range []struct {
+				replica  string
+				from, to int
+			}{{"op-b", 5, 15}, {"op-a", 0, 10}, {"op-a", 10, 20}} {
+				_, err := trails.Write(ctx, walker, w.replica, uint64(i), noon.Add(time.Minute), some(w.from, w.to))
+				require.NoError(t, err)
+			}
+			_, err := trails.Write(ctx, Walker{"ns", "db-0", "db-0-other"}, "op-a", 0, noon.Add(time.Minute), some(0, 3))
+			require.NoError(t, err)
+			got, problems, err := trails.Read(ctx, walker, noon, noon.Add(time.Hour))
+			require.NoError(t, err)
+			require.Empty(t, problems)
+			require.Equal(t, some(0, 20), got)
+			got, _, err = trails.Read(ctx, walker, noon.Add(5*time.Second), noon.Add(8*time.Second))
+			require.NoError(t, err)
+			require.Equal(t, some(5, 9), got)
+			walkers, err := trails.Walkers(ctx, "ns")
+			require.NoError(t, err)
+			require.Len(t, walkers, 2)
+			walkers, err = trails.Walkers(ctx, "n")
+			require.NoError(t, err)
+			require.Empty(t, walkers)
+		})
 	}
-	_, err := trails.Write(ctx, Walker{"ns", "db-0", "db-0-other"}, "op-a", 0, noon.Add(time.Minute), some(0, 3))
-	require.NoError(t, err)
-	got, problems, err := trails.Read(ctx, walker, noon, noon.Add(time.Hour))
-	require.NoError(t, err)
-	require.Empty(t, problems)
-	require.Equal(t, some(0, 20), got)
-	got, _, err = trails.Read(ctx, walker, noon.Add(5*time.Second), noon.Add(8*time.Second))
-	require.NoError(t, err)
-	require.Equal(t, some(5, 9), got)
-	walkers, err := trails.Walkers(ctx, "ns")
-	require.NoError(t, err)
-	require.Len(t, walkers, 2)
-	walkers, err = trails.Walkers(ctx, "n")
-	require.NoError(t, err)
-	require.Empty(t, walkers)
 }
 
 func TestATrailGoesOnPastMidnight(t *testing.T) {
@@ -121,33 +125,36 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 }
 
 func TestPruneAndShrink(t *testing.T) {
-	b := memory(t)
-	trails := b.Trails()
-	for day := range 4 {
-		_, err := trails.Write(ctx, walker, "op", 0, noon.Add(time.Duration(day)*24*time.Hour), some(0, 10))
-		require.NoError(t, err)
+	for name, b := range map[string]Bucket{"mem": memory(t), "s3": overS3(t, "")} {
+		t.Run(name, func(t *testing.T) {
+			trails := b.Trails()
+			for day := range 4 {
+				_, err := trails.Write(ctx, walker, "op", 0, noon.Add(time.Duration(day)*24*time.Hour), some(0, 10))
+				require.NoError(t, err)
+			}
+			require.NoError(t, b.Cases().Write(ctx, "ns/db-0/20261101T000000Z-x/a.log", "", strings.NewReader("of another kind")))
+			n, err := trails.Prune(ctx, noon.Add(3*24*time.Hour), 24*time.Hour)
+			require.NoError(t, err)
+			require.Equal(t, 2, n, "days that ended more than a day ago")
+			size := int64(0)
+			require.NoError(t, trails.bucket.each(ctx, "", func(_ string, s int64) error { size += s; return nil }))
+			n, err = trails.Shrink(ctx, size)
+			require.NoError(t, err)
+			require.Zero(t, n)
+			n, err = trails.Shrink(ctx, size-1)
+			require.NoError(t, err)
+			require.Equal(t, 1, n)
+			got, _, err := trails.Read(ctx, walker, noon, noon.Add(4*24*time.Hour))
+			require.NoError(t, err)
+			require.Len(t, got, 10, "the newest segment is left")
+			walkers, err := trails.Walkers(ctx, "ns")
+			require.NoError(t, err)
+			require.Len(t, walkers, 1)
+			list, err := b.Cases().List(ctx, "")
+			require.NoError(t, err)
+			require.Len(t, list, 1, "cases are not trails")
+		})
 	}
-	require.NoError(t, b.Cases().Write(ctx, "ns/db-0/20261101T000000Z-x/a.log", "", strings.NewReader("of another kind")))
-	n, err := trails.Prune(ctx, noon.Add(3*24*time.Hour), 24*time.Hour)
-	require.NoError(t, err)
-	require.Equal(t, 2, n, "days that ended more than a day ago")
-	size := int64(0)
-	require.NoError(t, trails.bucket.each(ctx, "", func(_ string, s int64) error { size += s; return nil }))
-	n, err = trails.Shrink(ctx, size)
-	require.NoError(t, err)
-	require.Zero(t, n)
-	n, err = trails.Shrink(ctx, size-1)
-	require.NoError(t, err)
-	require.Equal(t, 1, n)
-	got, _, err := trails.Read(ctx, walker, noon, noon.Add(4*24*time.Hour))
-	require.NoError(t, err)
-	require.Len(t, got, 10, "the newest segment is left")
-	walkers, err := trails.Walkers(ctx, "ns")
-	require.NoError(t, err)
-	require.Len(t, walkers, 1)
-	list, err := b.Cases().List(ctx, "")
-	require.NoError(t, err)
-	require.Len(t, list, 1, "cases are not trails")
 }
 
 func TestReadingABucketThatFailsIsAnError(t *testing.T) {
