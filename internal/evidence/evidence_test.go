@@ -39,6 +39,13 @@ func memory(t *testing.T) Bucket {
 	return b
 }
 
+// everywhere is a bucket of each kind that can be had here.
+func everywhere(t *testing.T, prefix string) map[string]Bucket {
+	onDisk, err := fileblob.OpenBucket(t.TempDir(), nil)
+	require.NoError(t, err)
+	return map[string]Bucket{"mem": memory(t), "file": NewBucket(onDisk, prefix), "s3": overS3(t, prefix)}
+}
+
 // overS3 is a bucket that is reached by its URL, as the operator does, over S3's own protocol.
 func overS3(t *testing.T, prefix string) Bucket {
 	store := s3mem.New()
@@ -75,9 +82,7 @@ func items(m Manifest) map[string]Item {
 }
 
 func TestCollectAndRead(t *testing.T) {
-	onDisk, err := fileblob.OpenBucket(t.TempDir(), nil)
-	require.NoError(t, err)
-	for name, b := range map[string]Bucket{"mem": memory(t), "file": NewBucket(onDisk, "x/y"), "s3": overS3(t, "x/y")} {
+	for name, b := range everywhere(t, "x/y") {
 		t.Run(name, func(t *testing.T) {
 			m, err := Collect(ctx, subject, []Source{
 				text("postgres.log", "FATAL: it hurts\n"), Value("verdict", map[string]string{"verdict": "StandbyDead"}),

@@ -32,7 +32,7 @@ func some(from, to int) (out []Entry) {
 }
 
 func TestATrailOfTwoReplicasIsReadOnce(t *testing.T) {
-	for name, b := range map[string]Bucket{"mem": memory(t), "s3": overS3(t, "")} {
+	for name, b := range everywhere(t, "") {
 		t.Run(name, func(t *testing.T) {
 			trails := b.Trails()
 			for i, w := range []struct {
@@ -125,7 +125,7 @@ func TestWhatIsWrittenIsRead(t *testing.T) {
 }
 
 func TestPruneAndShrink(t *testing.T) {
-	for name, b := range map[string]Bucket{"mem": memory(t), "s3": overS3(t, "")} {
+	for name, b := range everywhere(t, "") {
 		t.Run(name, func(t *testing.T) {
 			trails := b.Trails()
 			for day := range 4 {

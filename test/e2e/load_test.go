@@ -83,7 +83,7 @@ func (f *fixture) startLoadTo(uri string, flags ...string) *running {
 	err := labkit.Poll(f.ctx, 100*time.Millisecond, func(context.Context) (bool, string, error) {
 		select {
 		case err := <-r.exited:
-			return false, "", fmt.Errorf("the load ended: %w", err)
+			return false, "", fmt.Errorf("the load ended: %v", err)
 		default:
 			return r.stderr.flows(), "nothing is written yet", nil
 		}
