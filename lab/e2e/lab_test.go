@@ -337,6 +337,17 @@ func (l *lab) testClient(t *testing.T) {
 	require.Equal(t, 7, exit.ExitCode())
 	_, err = l.try("lab", "client", "--", "getent", "hosts", "example.com")
 	require.ErrorAs(t, err, &exit, "nothing outside the lab has a name")
+
+	errs := make(chan error, 50)
+	for range cap(errs) {
+		go func() {
+			_, err := l.try("lab", "client", "--", "getent", "hosts", "kubernetes.default.svc.cluster.local")
+			errs <- err
+		}()
+	}
+	for range cap(errs) {
+		require.NoError(t, <-errs, "programs that begin at the same time do not get into each other's way")
+	}
 }
 
 func (l *lab) testImages(t *testing.T, dir string) {

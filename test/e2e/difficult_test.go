@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -23,7 +24,20 @@ import (
 // sessions are psql processes beside the nodes.
 type sessions struct {
 	cmds  []*exec.Cmd
+	said  []*bytes.Buffer
 	ended []chan error
+}
+
+// requireOpen fails when a session has ended, with what it said.
+func (s *sessions) requireOpen(t *testing.T) {
+	t.Helper()
+	for i, ended := range s.ended {
+		select {
+		case err := <-ended:
+			t.Fatalf("a session ended by itself: %v: %s", err, s.said[i])
+		default:
+		}
+	}
 }
 
 // openSessions runs psql n times against uri, each with the commands as its input, which stays open.
@@ -34,6 +48,8 @@ func (f *fixture) openSessions(n int, uri, commands string) *sessions {
 	for range n {
 		cmd := exec.Command(kit.Bin("lab"), "--name", kit.LabName, "client", "--", "psql", "-qtA", "-v", "ON_ERROR_STOP=1", uri)
 		ended := make(chan error, 1)
+		said := &bytes.Buffer{}
+		cmd.Stderr = said
 		cmd.Env = append(os.Environ(), "PGCONNECT_TIMEOUT=20")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 		in, err := cmd.StdinPipe()
@@ -42,7 +58,7 @@ func (f *fixture) openSessions(n int, uri, commands string) *sessions {
 		_, err = in.Write([]byte(commands))
 		require.NoError(f.t, err)
 		go func() { ended <- cmd.Wait() }()
-		s.cmds, s.ended = append(s.cmds, cmd), append(s.ended, ended)
+		s.cmds, s.said, s.ended = append(s.cmds, cmd), append(s.said, said), append(s.ended, ended)
 		f.t.Cleanup(func() { _ = in.Close(); _ = cmd.Process.Kill() })
 	}
 	return s
@@ -102,6 +118,7 @@ func fiftyIdle(t *testing.T, f *fixture) {
 	f.psql("CREATE TABLE idle_here (id int)")
 	held := f.openSessions(50, f.directURI(), idle)
 	f.eventually("fifty sessions are idle in transaction", func(s *v1alpha1.Shard) bool {
+		held.requireOpen(t)
 		return f.count(s.Status.Primary, "idle in transaction") == "50"
 	})
 	r := f.reparent(nil)

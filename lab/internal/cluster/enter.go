@@ -12,11 +12,9 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
-	"theseus.dev/theseus/lab/internal/kubeconf"
 	"theseus.dev/theseus/lab/internal/machine"
 	"theseus.dev/theseus/lab/internal/network"
 	"theseus.dev/theseus/lab/internal/plan"
-	"theseus.dev/theseus/lab/internal/state"
 )
 
 // Client replaces this process by a host program running in the client's
@@ -36,10 +34,6 @@ func (c *Cluster) Client(argv []string) error {
 	if err != nil {
 		return fmt.Errorf("run %s: %w", argv[0], err)
 	}
-	resolv := c.store.Dir("resolv.conf")
-	if err := state.WriteFile(resolv, []byte(kubeconf.Resolv()), 0o644); err != nil {
-		return err
-	}
 	// From here on this thread belongs to the program it is about to become.
 	runtime.LockOSThread()
 	ns, err := netns.GetFromPath(network.Path(c.name, plan.ClientName))
@@ -55,7 +49,7 @@ func (c *Cluster) Client(argv []string) error {
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
 		return err
 	}
-	if err := unix.Mount(resolv, "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil {
+	if err := unix.Mount(c.clientResolv(), "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("put the cluster's resolv.conf in place: %w", err)
 	}
 	env := append(withoutKubeconfig(os.Environ()), "KUBECONFIG="+c.internalKubeconfig())

@@ -21,6 +21,10 @@ import (
 func (c *Cluster) pkiDir() string             { return c.store.Dir("pki") }
 func (c *Cluster) internalKubeconfig() string { return c.store.Dir("kubeconfig-inside") }
 
+// clientResolv is the resolv.conf of the client's programs. It is written once, when the client boots: a file that is
+// replaced while another program is being given it cannot be mounted.
+func (c *Cluster) clientResolv() string { return c.store.Dir("resolv.conf") }
+
 // KubeconfigPath is the kubeconfig for programs on the host.
 func (c *Cluster) KubeconfigPath() string { return c.store.Dir("kubeconfig") }
 
@@ -198,6 +202,9 @@ func (c *Cluster) writeClientFiles() error {
 	}
 	dns, err := kubeconfigFor(a, kubeconf.APIServerURL(), dnsUser)
 	if err != nil {
+		return err
+	}
+	if err := state.WriteFile(c.clientResolv(), []byte(kubeconf.Resolv()), 0o644); err != nil {
 		return err
 	}
 	return files{"Corefile": []byte(kubeconf.Corefile()), "dns.kubeconfig": dns}.write(c.store.MachineDir(plan.ClientName))
