@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -11,8 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -28,35 +25,8 @@ type running struct {
 	f      *fixture
 	cmd    *exec.Cmd
 	out    string
-	stderr progress
+	said   load.Follower
 	exited chan error
-}
-
-// progress keeps what a load says.
-type progress struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (p *progress) Write(b []byte) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.text.Write(b)
-}
-
-// String is the end of it.
-func (p *progress) String() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	lines := strings.Split(p.text.String(), "\n")
-	return strings.Join(lines[max(0, len(lines)-20):], "\n")
-}
-
-// flows says that something was written in the last second it told of.
-func (p *progress) flows() bool {
-	lines := strings.Split(strings.TrimSpace(p.String()), "\n")
-	last, ok := load.ParseProgress(lines[len(lines)-1])
-	return ok && last.PerSecond > 0
 }
 
 // startLoad begins to write through the read-write endpoint and returns once the first writes are acknowledged.
@@ -75,7 +45,7 @@ func (f *fixture) startLoadTo(uri string, flags ...string) *running {
 	r.cmd = exec.Command(kit.Bin("lab"), args...)
 	// The password travels in the environment, where other users cannot read it.
 	r.cmd.Env = append(os.Environ(), "DATABASE_URL="+uri)
-	r.cmd.Stderr = &r.stderr
+	r.cmd.Stderr = &r.said
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	require.NoError(f.t, r.cmd.Start())
 	go func() { r.exited <- r.cmd.Wait() }()
@@ -85,10 +55,10 @@ func (f *fixture) startLoadTo(uri string, flags ...string) *running {
 		case err := <-r.exited:
 			return false, "", fmt.Errorf("the load ended: %v", err)
 		default:
-			return r.stderr.flows(), "nothing is written yet", nil
+			return r.said.Writing(1, time.Time{}), "nothing is written yet", nil
 		}
 	})
-	require.NoErrorf(f.t, err, "%s", &r.stderr)
+	require.NoErrorf(f.t, err, "%s", &r.said)
 	time.Sleep(time.Second) // A little undisturbed load first, to compare with.
 	return r
 }
@@ -101,12 +71,12 @@ const noErrors = 0
 func (r *running) stopAndVerify(mostErrors int64, allowed ...string) *load.Summary {
 	t := r.f.t
 	t.Helper()
-	require.NoErrorf(t, r.cmd.Process.Signal(syscall.SIGTERM), "%s", &r.stderr)
+	require.NoErrorf(t, r.cmd.Process.Signal(syscall.SIGTERM), "%s", &r.said)
 	select {
 	case err := <-r.exited:
-		require.NoErrorf(t, err, "the load ended badly:\n%s", &r.stderr)
+		require.NoErrorf(t, err, "the load ended badly:\n%s", &r.said)
 	case <-r.f.ctx.Done():
-		t.Fatalf("the load did not end:\n%s", &r.stderr)
+		t.Fatalf("the load did not end:\n%s", &r.said)
 	}
 	data, err := os.ReadFile(r.out)
 	require.NoError(t, err)

@@ -1,17 +1,13 @@
 package trial
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -45,21 +41,7 @@ type client struct {
 	cmd    *exec.Cmd
 	out    string
 	exited chan error
-	lines  monitor
-}
-
-// monitor follows the line per second the load prints.
-type monitor struct {
-	mu     sync.Mutex
-	tail   []string
-	recent []second
-	stderr sync.WaitGroup
-}
-
-// second is one such line.
-type second struct {
-	at     time.Time
-	writes int64
+	said   load.Follower
 }
 
 // startClient begins to write. The password travels in the environment, where other users cannot read it.
@@ -70,62 +52,12 @@ func startClient(c ClientConfig, uri, dir string) (*client, error) {
 	r.cmd = exec.Command(args[0], args[1:]...)
 	r.cmd.Env = append(os.Environ(), "DATABASE_URL="+uri)
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-	stderr, err := r.cmd.StderrPipe()
-	if err != nil {
-		return nil, err
-	}
+	r.cmd.Stderr = &r.said
 	if err := r.cmd.Start(); err != nil {
 		return nil, err
 	}
-	r.lines.stderr.Go(func() { r.lines.read(stderr) })
-	go func() {
-		r.lines.stderr.Wait()
-		r.exited <- r.cmd.Wait()
-	}()
+	go func() { r.exited <- r.cmd.Wait() }()
 	return r, nil
-}
-
-func (m *monitor) read(in io.Reader) {
-	s := bufio.NewScanner(in)
-	for s.Scan() {
-		m.line(s.Text(), time.Now())
-	}
-}
-
-func (m *monitor) line(text string, now time.Time) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.tail = append(m.tail, text)
-	if len(m.tail) > 15 {
-		m.tail = m.tail[1:]
-	}
-	if p, ok := load.ParseProgress(text); ok {
-		m.recent = append(m.recent, second{now, p.PerSecond})
-		if len(m.recent) > 10 {
-			m.recent = m.recent[1:]
-		}
-	}
-}
-
-// writing says whether each of the last n seconds, all of them after a moment, had at least the given writes.
-func (m *monitor) writing(n int, after time.Time, least int64) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if len(m.recent) < n {
-		return false
-	}
-	for _, s := range m.recent[len(m.recent)-n:] {
-		if s.at.Add(-time.Second).Before(after) || s.writes < least {
-			return false
-		}
-	}
-	return true
-}
-
-func (m *monitor) last() string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return strings.Join(m.tail, "\n")
 }
 
 // errClientEnded is a load that did not wait to be told to stop.
@@ -138,13 +70,13 @@ func (r *client) waitWriting(ctx context.Context, after time.Time, bound time.Du
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if r.lines.writing(3, after, 1) {
+		if r.said.Writing(3, after) {
 			return true, nil
 		}
 		select {
 		case err := <-r.exited:
 			r.exited <- err
-			return false, fmt.Errorf("%w (%v):\n%s", errClientEnded, err, r.lines.last())
+			return false, fmt.Errorf("%w (%v):\n%s", errClientEnded, err, r.said.String())
 		case <-ctx.Done():
 			return false, ctx.Err()
 		case <-deadline.C:
@@ -163,11 +95,11 @@ func (r *client) stop(bound time.Duration) (*load.Summary, error) {
 	case ended = <-r.exited:
 	case <-time.After(bound):
 		_ = r.cmd.Process.Kill()
-		return nil, errors.New("the load did not end:\n" + r.lines.last())
+		return nil, errors.New("the load did not end:\n" + r.said.String())
 	}
 	data, err := os.ReadFile(r.out)
 	if err != nil {
-		return nil, fmt.Errorf("the load left no account: %w\n%s", errors.Join(ended, err), r.lines.last())
+		return nil, fmt.Errorf("the load left no account: %w\n%s", errors.Join(ended, err), r.said.String())
 	}
 	s := &load.Summary{}
 	return s, json.Unmarshal(data, s)

@@ -105,7 +105,7 @@ func (a *attempt) begin(ctx context.Context) error {
 	began := time.Now()
 	ok, err := a.client.waitWriting(ctx, began, a.Bounds.Step/2)
 	if err == nil && !ok {
-		err = errors.New("no writes before the fault:\n" + a.client.lines.last())
+		err = errors.New("no writes before the fault:\n" + a.client.said.String())
 	}
 	if err == nil {
 		jitter := time.Duration(a.Random() * float64(a.Bounds.Jitter))
@@ -265,7 +265,7 @@ func (a *attempt) collect() {
 	defer cancel()
 	a.system.Collect(ctx, dir)
 	if a.client != nil {
-		_ = os.WriteFile(filepath.Join(dir, "client.txt"), []byte(a.client.lines.last()), 0o644)
+		_ = os.WriteFile(filepath.Join(dir, "client.txt"), []byte(a.client.said.String()), 0o644)
 		_ = os.Rename(a.client.out, filepath.Join(dir, "load.json"))
 	}
 	a.Out("    what happened is in " + dir)

@@ -252,33 +252,6 @@ func TestSelect(t *testing.T) {
 	}
 }
 
-func TestMonitor(t *testing.T) {
-	var m monitor
-	now := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
-	say := func(second int, writes int) {
-		m.line(load.Progress{Seconds: float64(second), PerSecond: int64(writes), StallMS: 2, LongestStallMS: 5}.String(), now.Add(time.Duration(second)*time.Second))
-	}
-	m.line("theseus-load: something else", now)
-	require.False(t, m.writing(3, now, 1), "nothing was said yet")
-	for i := range 5 {
-		say(i+1, 400)
-	}
-	require.True(t, m.writing(3, now, 1))
-	require.True(t, m.writing(3, now.Add(2*time.Second), 1))
-	require.False(t, m.writing(3, now.Add(3*time.Second), 1), "a second that began before the moment does not count")
-	say(6, 0)
-	say(7, 300)
-	require.False(t, m.writing(3, now, 1), "a second without writes")
-	say(8, 300)
-	say(9, 300)
-	require.True(t, m.writing(3, now, 1))
-	for i := range 100 {
-		say(10+i, 1)
-	}
-	require.LessOrEqual(t, len(m.recent), 10)
-	require.LessOrEqual(t, len(strings.Split(m.last(), "\n")), 15)
-}
-
 // fakeClient prints its lines faster than once a second, which only makes the tests shorter.
 func fakeClient(mode string) {
 	out := os.Args[slices.Index(os.Args, "--out")+1]
