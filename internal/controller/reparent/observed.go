@@ -136,7 +136,7 @@ func (h *history) instance(name string, ob *observer.Observation, now time.Time)
 	i.Receiver = verdict.Receiver{
 		Streaming: st.GetReceiver().GetStreaming(), Source: st.GetReceiver().GetSource(),
 		MessageAge: time.Duration(st.GetReceiver().GetMessageAgeMs()) * time.Millisecond,
-		AdvanceAge: h.advance(name, st.GetReceivedLsn(), now),
+		AdvanceAge: h.advance(name, st, now),
 	}
 	i.Peers = map[string]verdict.Peer{}
 	for _, p := range st.GetPeers() {
@@ -178,8 +178,11 @@ func roleOf(r agentpb.Role) verdict.Role {
 	return verdict.RoleUnknown
 }
 
-func (h *history) advance(name string, received uint64, now time.Time) time.Duration {
-	if have, ok := h.advanced[name]; ok && have.lsn == received {
+// advance is how long the instance has received nothing. A primary has nobody to receive from: its time begins when it is
+// demoted, or one that was primary for days would be called stuck before it could connect to its successor.
+func (h *history) advance(name string, st *agentpb.Status, now time.Time) time.Duration {
+	received := st.GetReceivedLsn()
+	if have, ok := h.advanced[name]; ok && have.lsn == received && st.GetRole() != agentpb.Role_PRIMARY {
 		return now.Sub(have.since)
 	}
 	h.advanced[name] = moved{received, now}

@@ -200,7 +200,12 @@ func TestWhatTheVerdictIsTold(t *testing.T) {
 	later := now.Add(5 * time.Second)
 	i = h.instance("a", ob, later)
 	require.Equal(t, 5*time.Second-200*time.Millisecond, i.WriteProbe.SlowFor)
-	require.Equal(t, 5*time.Second-200*time.Millisecond, i.Receiver.AdvanceAge)
+	require.Zero(t, i.Receiver.AdvanceAge, "a primary receives nothing")
+
+	st.Role = agentpb.Role_STOPPED
+	later = later.Add(4 * time.Second)
+	i = h.instance("a", ob, later)
+	require.Equal(t, 4*time.Second, i.Receiver.AdvanceAge, "since it was demoted")
 	st.ReceivedLsn, st.WriteProbe.LatencyUs = 6, 100
 	i = h.instance("a", ob, later)
 	require.Zero(t, i.Receiver.AdvanceAge)
@@ -208,7 +213,7 @@ func TestWhatTheVerdictIsTold(t *testing.T) {
 
 	i = h.instance("x", &observer.Observation{FailingSince: now, Refused: true}, later)
 	require.False(t, i.Heard)
-	require.Equal(t, 5*time.Second, i.Age)
+	require.Equal(t, 9*time.Second, i.Age)
 	require.True(t, i.Disconnected)
 }
 
