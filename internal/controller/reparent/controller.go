@@ -102,8 +102,12 @@ func (r *Reconciler) close(ctx context.Context, rp *v1alpha1.Reparent, res repar
 	return r.Runner.Client.Status().Patch(ctx, live, patch)
 }
 
-// tidy closes a journal whose coordinator is not heard of any more.
+// tidy closes a journal whose coordinator is not heard of any more. One at work here is alive, whatever the journal says:
+// before its first phase is written, a request that has waited long for an operator looks as old as it is.
 func (r *Reconciler) tidy(ctx context.Context, rp *v1alpha1.Reparent) (reconcile.Result, error) {
+	if r.Runner.Busy(types.NamespacedName{Namespace: rp.Namespace, Name: rp.Spec.Shard}) {
+		return reconcile.Result{RequeueAfter: deadAfter}, nil
+	}
 	last := rp.CreationTimestamp.Time
 	for _, p := range rp.Status.Phases {
 		last = p.StartedAt.Time

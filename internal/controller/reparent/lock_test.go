@@ -341,6 +341,29 @@ func TestAJournalWithoutACoordinatorIsClosed(t *testing.T) {
 	}
 }
 
+// A request may be older than any patience when it is begun: an operator was not there, or another reparent came first.
+func TestAnOldRequestIsNotClosedWhileItIsCarriedOut(t *testing.T) {
+	sh := object()
+	rp := request(func(rp *v1alpha1.Reparent) {
+		rp.Status.Coordinator, rp.Status.Phase = "here", string(reparent.PhaseCheck)
+	})
+	c := server(t, interceptor.Funcs{}, sh, rp)
+	runner := &Runner{Client: c, Live: c, Clock: testclock.NewFakeClock(now.Add(time.Hour)), Log: logr.Discard()}
+	r := &Reconciler{Runner: runner}
+	end := make(chan struct{})
+	require.True(t, runner.Go(shardKey, func() { <-end }))
+	res, err := r.tidy(t.Context(), rp)
+	require.NoError(t, err)
+	require.Positive(t, res.RequeueAfter)
+	require.Empty(t, read(t, c).Status.Outcome)
+
+	close(end)
+	runner.Wait()
+	_, err = r.tidy(t.Context(), rp)
+	require.NoError(t, err)
+	require.Equal(t, string(reparent.Failed), read(t, c).Status.Outcome, "nobody is at work on it any more")
+}
+
 func TestARequestForAShardThatIsNotThereIsRefused(t *testing.T) {
 	rp := request(nil)
 	c := server(t, interceptor.Funcs{}, rp)
