@@ -2,6 +2,7 @@ package load
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -54,11 +55,11 @@ func (f *Follower) line(text string, now time.Time) {
 
 func last[T any](all []T, n int) []T { return all[max(0, len(all)-n):] }
 
-// String is the end of it, at most 20 lines.
+// String is the end of it, at most 20 lines and what was said of the next.
 func (f *Follower) String() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return strings.Join(f.tail, "\n")
+	return strings.Join(append(slices.Clone(f.tail), string(f.partial)), "\n")
 }
 
 // Writing says whether something was written in each of the last n seconds that the load told of, at most 10, all of

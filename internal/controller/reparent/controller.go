@@ -105,7 +105,8 @@ func (r *Reconciler) close(ctx context.Context, rp *v1alpha1.Reparent, res repar
 // tidy closes a journal whose coordinator is not heard of any more. One at work here is alive, whatever the journal says:
 // before its first phase is written, a request that has waited long for an operator looks as old as it is.
 func (r *Reconciler) tidy(ctx context.Context, rp *v1alpha1.Reparent) (reconcile.Result, error) {
-	if r.Runner.Busy(types.NamespacedName{Namespace: rp.Namespace, Name: rp.Spec.Shard}) {
+	key := types.NamespacedName{Namespace: rp.Namespace, Name: rp.Spec.Shard}
+	if r.Runner.Busy(key) {
 		return reconcile.Result{RequeueAfter: deadAfter}, nil
 	}
 	last := rp.CreationTimestamp.Time
@@ -121,7 +122,7 @@ func (r *Reconciler) tidy(ctx context.Context, rp *v1alpha1.Reparent) (reconcile
 		return reconcile.Result{RequeueAfter: left}, nil
 	}
 	sh := &v1alpha1.Shard{}
-	if err := r.Runner.Client.Get(ctx, types.NamespacedName{Namespace: rp.Namespace, Name: rp.Spec.Shard}, sh); client.IgnoreNotFound(err) != nil {
+	if err := r.Runner.Client.Get(ctx, key, sh); client.IgnoreNotFound(err) != nil {
 		return reconcile.Result{}, err
 	}
 	res := reparent.Result{Outcome: reparent.Failed, Term: uint64(rp.Spec.Term), OldPrimary: rp.Status.OldPrimary, Message: "its coordinator died before the end"}
