@@ -60,11 +60,15 @@ func (r *Reconciler) Reconcile(ctx context.Context, req reconcile.Request) (reco
 // start carries out a request, in the background: it may take half a minute.
 func (r *Reconciler) start(ctx context.Context, rp *v1alpha1.Reparent) (reconcile.Result, error) {
 	key := types.NamespacedName{Namespace: rp.Namespace, Name: rp.Spec.Shard}
-	if err := r.Runner.Client.Get(ctx, key, &v1alpha1.Shard{}); err != nil {
+	sh := &v1alpha1.Shard{}
+	if err := r.Runner.Client.Get(ctx, key, sh); err != nil {
 		if client.IgnoreNotFound(err) == nil {
 			return reconcile.Result{}, r.close(ctx, rp, refused(uint64(rp.Spec.Term), fmt.Errorf("there is no Shard %s", rp.Spec.Shard)))
 		}
 		return reconcile.Result{}, err
+	}
+	if !r.acquainted(sh) {
+		return reconcile.Result{RequeueAfter: startAgain}, nil
 	}
 	started := r.Runner.Go(key, func() {
 		ctx := context.WithoutCancel(ctx)
@@ -83,9 +87,31 @@ func (r *Reconciler) start(ctx context.Context, rp *v1alpha1.Reparent) (reconcil
 		}
 	})
 	if !started {
-		return reconcile.Result{RequeueAfter: 200 * time.Millisecond}, nil
+		return reconcile.Result{RequeueAfter: startAgain}, nil
 	}
 	return reconcile.Result{RequeueAfter: 5 * time.Second}, nil
+}
+
+// startAgain is how soon a request is looked at again that could not be begun yet.
+const startAgain = 200 * time.Millisecond
+
+// introduction is how long an operator that is new to a shard listens for its instances before it begins what was asked for.
+// An agent that lives is heard within milliseconds; one that is silent for so long is left to the reparent to judge.
+const introduction = 2 * time.Second
+
+// acquainted reports whether everybody the record names and who has a Pod was heard of, or had the time for it: a request that
+// waited for a new leader would be refused by one that knows nobody yet. Every shard is watched by every operator, if
+// only with nobody in it; one that is not has not been come to yet.
+func (r *Reconciler) acquainted(sh *v1alpha1.Shard) bool {
+	key := client.ObjectKeyFromObject(sh)
+	if !slices.Contains(r.Runner.Observer.Shards(), key) {
+		return false
+	}
+	known := r.Runner.Observer.Observations(key)
+	return !slices.ContainsFunc(shard.RecordOf(sh).Names(), func(name string) bool {
+		o, watched := known[name]
+		return watched && o.Status == nil && r.Runner.Clock.Since(o.FailingSince) < introduction
+	})
 }
 
 // close writes the outcome into an object that has none.

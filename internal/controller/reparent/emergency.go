@@ -352,10 +352,13 @@ func (e *Emergency) confirm(ctx context.Context, key types.NamespacedName, sh *v
 	return verdict.Judge(o, e.Runner.Params), nil
 }
 
-// again looks at the record itself, and asks everybody. The instances of o are changed.
+// again looks at the record itself, and asks everybody. What counts of an instance is its newest word: waiting for the
+// slowest answer takes time, and who answered first may have said something else on its stream since. The instances of o
+// are changed.
 func (e *Emergency) again(ctx context.Context, key types.NamespacedName, o verdict.Observed, calls *agents) (verdict.Observed, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
+	begun := e.Runner.Clock.Now()
 	live, failed := &v1alpha1.Shard{}, make(chan error, 1)
 	go func() { failed <- e.Runner.Live.Get(ctx, key, live) }()
 	primary := o.Record.Primary()
@@ -377,12 +380,19 @@ func (e *Emergency) again(ctx context.Context, key types.NamespacedName, o verdi
 	}
 	o.Record = record
 	now := e.Runner.Clock.Now()
+	heard := e.Runner.Observer.Observations(key)
 	scratch := newHistory() // the durations stay those of the observation
 	for k := range o.Instances {
 		i := &o.Instances[k]
 		a := fresh[i.Name]
+		ob := observer.Observation{ReceivedAt: now, Connected: true}
 		if a.status.GetInstance() == i.Name {
-			ob := observer.Observation{Status: a.status, ReceivedAt: now, Connected: true}
+			ob.Status = a.status
+		}
+		if said := heard[i.Name]; said.ReceivedAt.After(begun) && newer(said.Status, ob.Status) {
+			ob = said
+		}
+		if ob.Status != nil {
 			next := scratch.instance(i.Name, &ob, now)
 			keep(&next, i)
 			*i = next
@@ -392,6 +402,15 @@ func (e *Emergency) again(ctx context.Context, key types.NamespacedName, o verdi
 		}
 	}
 	return o, nil
+}
+
+// newer reports whether the agent said a after b, which may be nil. One process counts what it says; of two, the agent's
+// clock must tell.
+func newer(a, b *agentpb.Status) bool {
+	if a.GetBootId() == b.GetBootId() && a.GetSequence() != b.GetSequence() {
+		return a.GetSequence() > b.GetSequence()
+	}
+	return a.GetAtUnixMs() > b.GetAtUnixMs()
 }
 
 // keep carries over what a single status cannot say.

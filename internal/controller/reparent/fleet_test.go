@@ -391,6 +391,68 @@ func TestANewPrimaryIsNotJudgedByAnOldStatus(t *testing.T) {
 	})
 }
 
+// A primary whose PostgreSQL is back by itself keeps its term although it was not established yet when it was asked: what it
+// has said by the time that the slowest has answered counts.
+func TestWhatIsSaidWhileOthersAnswerCounts(t *testing.T) {
+	inFleet(t, func(t *testing.T, f *fleet) {
+		f.replica("one", true)
+		f.replica("two", false)
+		time.Sleep(2 * time.Second)
+		establish := func(on bool) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.agents["a"].change(func(st *agentpb.Status) { st.Established = on })
+		}
+		slow := func(command string) {
+			if command == "GetStatus" {
+				time.Sleep(confirmTimeout - 30*time.Millisecond)
+			}
+		}
+		f.agents["b"].before, f.agents["c"].before = slow, slow
+		establish(false)
+		time.Sleep(confirmTimeout / 2)
+		establish(true)
+		time.Sleep(2 * time.Second)
+		require.Empty(t, f.reparents())
+
+		establish(false)
+		ers, _ := f.await(5)
+		require.Equal(t, v1alpha1.OutcomeSucceeded, ers.Status.Outcome, "it is not back: "+ers.Status.Message)
+	})
+}
+
+// What was asked for is not refused by an operator that is so new that it has heard of nobody.
+func TestANewOperatorListensBeforeItBegins(t *testing.T) {
+	for name, tc := range map[string]struct {
+		frozen  bool
+		outcome string
+		after   time.Duration
+	}{
+		"until it knows everybody":          {false, v1alpha1.OutcomeSucceeded, 300 * time.Millisecond},
+		"no longer than they have time for": {true, v1alpha1.OutcomeRefused, introduction},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inFleet(t, func(t *testing.T, f *fleet) {
+				f.late = 300 * time.Millisecond
+				f.agents["a"].frozen = tc.frozen
+				rp := request(nil)
+				require.NoError(t, f.client.Create(t.Context(), rp))
+				r, begun := f.replica("one", true), time.Now()
+				for !r.Runner.Busy(shardKey) {
+					again, err := r.start(t.Context(), rp)
+					require.NoError(t, err)
+					if !r.Runner.Busy(shardKey) {
+						time.Sleep(again.RequeueAfter)
+					}
+				}
+				require.InDelta(t, tc.after, time.Since(begun), float64(startAgain))
+				got, _ := f.await(5)
+				require.Equal(t, tc.outcome, got.Status.Outcome, got.Status.Message)
+			})
+		})
+	}
+}
+
 // What cannot be taken back any more is not: see reparent.Coordinator.Run.
 func TestOnlyWhatCanBeTakenBackIsCancelled(t *testing.T) {
 	r := &Runner{}

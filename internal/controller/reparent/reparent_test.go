@@ -228,6 +228,19 @@ func TestConfirmingKeepsWhatOneStatusCannotSay(t *testing.T) {
 	require.Equal(t, 4*time.Second, next.DiskProbe.SlowFor)
 }
 
+func TestTheNewestWordOfAnAgent(t *testing.T) {
+	said := func(boot string, sequence uint64, at int64) *agentpb.Status {
+		return &agentpb.Status{BootId: boot, Sequence: sequence, AtUnixMs: at}
+	}
+	require.True(t, newer(said("x", 1, 5), nil))
+	require.True(t, newer(said("x", 3, 5), said("x", 2, 9)), "its clock was set back")
+	require.False(t, newer(said("x", 2, 9), said("x", 3, 5)))
+	require.False(t, newer(said("x", 2, 9), said("x", 2, 9)), "it is the same")
+	require.True(t, newer(said("y", 1, 9), said("x", 7, 5)), "another process counts from the beginning")
+	require.False(t, newer(said("x", 7, 5), said("y", 1, 9)))
+	require.False(t, newer(nil, said("x", 1, 5)))
+}
+
 func TestOneReparentOfAShardAtATime(t *testing.T) {
 	r := &Runner{}
 	key, other := types.NamespacedName{Name: "a"}, types.NamespacedName{Name: "b"}
