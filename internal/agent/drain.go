@@ -19,6 +19,9 @@ const (
 	// drainLease is how long a drain that is over waits for the Demote, or another Drain: longer than a coordinator needs to
 	// look at the candidate once more, or to choose another one.
 	drainLease = 5 * time.Second
+	// terminating is how long ending the sessions that are left may take: half of what a coordinator waits longer than it
+	// lets the drain last (reparent.Limits.Store).
+	terminating = time.Second
 )
 
 // Drain implements the RPC. Sessions that still have a transaction open at the end are terminated: never cancelled,
@@ -55,7 +58,7 @@ func (a *Agent) Drain(ctx context.Context, req *agentpb.DrainRequest) (*agentpb.
 		return &agentpb.DrainReply{}, nil
 	}
 	// The call's own deadline may be the same as the drain's.
-	end, cancelEnd := context.WithTimeout(context.WithoutCancel(ctx), 500*time.Millisecond)
+	end, cancelEnd := context.WithTimeout(context.WithoutCancel(ctx), terminating)
 	defer cancelEnd()
 	open, err := a.pg.TerminateOpen(end)
 	return &agentpb.DrainReply{OpenTransactions: uint32(open), GatewaysPending: uint32(pending)}, failed(err)

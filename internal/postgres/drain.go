@@ -24,13 +24,14 @@ func (s *Server) CountOpen(ctx context.Context, begunBefore time.Time) (n int, e
 	return n, err
 }
 
-// TerminateOpen terminates the sessions of clients that have a transaction open and says how many.
+// TerminateOpen terminates the sessions of clients that have a transaction open and says how many. It does so by the session
+// that has counted them: a primary this busy may take long to let a new one in.
 func (s *Server) TerminateOpen(ctx context.Context) (n int, err error) {
-	conn, err := s.Connect(ctx, "drain")
+	warm, err := s.acquire(ctx)
 	if err != nil {
 		return 0, err
 	}
-	defer closeSoon(conn)
-	err = conn.QueryRow(ctx, "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) "+openSessions+") t").Scan(&n)
+	defer func() { warm.done(err) }()
+	err = warm.QueryRow(ctx, "SELECT count(*) FROM (SELECT pg_terminate_backend(pid) "+openSessions+") t", prepared).Scan(&n)
 	return n, err
 }
