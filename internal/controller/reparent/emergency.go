@@ -162,7 +162,7 @@ func (e *Emergency) look(ctx context.Context, key types.NamespacedName) {
 	if h.wantedSince.IsZero() || h.beside != beside {
 		h.wantedSince, h.beside = now, beside
 	}
-	if now.Before(h.retryAfter) || !e.Leading() && now.Sub(h.wantedSince) < turn(beside) {
+	if now.Before(h.retryAfter) || !e.Leading() && now.Sub(h.wantedSince) < turn(j.Action, beside) {
 		return
 	}
 	if j.Action == verdict.Replace {
@@ -173,14 +173,19 @@ func (e *Emergency) look(ctx context.Context, key types.NamespacedName) {
 
 // yield is how long a replica that is not the leader waits for the leader to act first. Both acting costs a term and the
 // time to find out; a leader that died with the primary costs this much. yieldBeside is the same while a planned reparent
-// is under way, which the leader has to take back first.
+// is under way, which the leader has to take back first. yieldPlanned is the same for a primary that is to be moved away
+// from: it answers still, and trying the planned way twice holds the clients twice.
 const (
-	yield       = 150 * time.Millisecond
-	yieldBeside = 600 * time.Millisecond
+	yield        = 150 * time.Millisecond
+	yieldBeside  = 600 * time.Millisecond
+	yieldPlanned = time.Second
 )
 
-func turn(beside bool) time.Duration {
-	if beside {
+func turn(action verdict.Action, beside bool) time.Duration {
+	switch {
+	case action == verdict.PRS:
+		return yieldPlanned
+	case beside:
 		return yieldBeside
 	}
 	return yield
@@ -220,7 +225,7 @@ func (e *Emergency) doubt(ctx context.Context, log logr.Logger, key types.Namesp
 
 // concerns reports whether the action is this replica's business.
 func (e *Emergency) concerns(j verdict.Judgement) bool {
-	return j.Action == verdict.ERS || (j.Action == verdict.PRS || j.Action == verdict.Replace) && e.Leading()
+	return j.Action == verdict.ERS || j.Action == verdict.PRS || j.Action == verdict.Replace && e.Leading()
 }
 
 func (e *Emergency) historyOf(key types.NamespacedName) *history {
