@@ -49,8 +49,9 @@ type ReparentSpec struct {
 	// +kubebuilder:validation:Pattern=`^[A-Z][A-Za-z]*$`
 	// +kubebuilder:validation:MaxLength=63
 	Reason string `json:"reason,omitempty"`
-	// DrainTimeout is how long open transactions may take to finish in a planned reparent. At most 1m, and never more than half of
-	// spec.gateway.maxPause of the Database. Default 3s, which 0s stands for, too.
+	// DrainTimeout is how long open transactions may take to finish in a planned reparent: those that are open when it begins, while
+	// everybody goes on; those that were begun meanwhile, with clients paused, and never for more than half of
+	// spec.gateway.maxPause of the Database. At most 1m. Default 3s, which 0s stands for, too.
 	// +kubebuilder:default="3s"
 	// +kubebuilder:validation:XValidation:rule="duration(self) >= duration('0s') && duration(self) <= duration('1m')",message="spec.drainTimeout must be between 0s and 1m"
 	DrainTimeout metav1.Duration `json:"drainTimeout,omitzero"`

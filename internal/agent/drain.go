@@ -16,6 +16,8 @@ const (
 	settle = 30 * time.Millisecond
 	// drainLook is the time between two looks.
 	drainLook = 3 * time.Millisecond
+	// awaitLook is the same while nobody waits.
+	awaitLook = 20 * time.Millisecond
 	// drainLease is how long a drain that is over waits for the Demote, or another Drain: longer than a coordinator needs to
 	// look at the candidate once more, or to choose another one.
 	drainLease = 5 * time.Second
@@ -23,6 +25,33 @@ const (
 	// lets the drain last (reparent.Limits.Store).
 	terminating = time.Second
 )
+
+// Await implements the RPC. What begins meanwhile is not waited for, so that it ends on a server that is never idle, too.
+func (a *Agent) Await(ctx context.Context, req *agentpb.AwaitRequest) (*agentpb.AwaitReply, error) {
+	st := a.snapshot()
+	if err := st.leads(req.GetTerm()); err != nil {
+		return nil, err
+	}
+	asked := time.Now()
+	over := time.After(time.Duration(req.GetTimeoutMs()) * time.Millisecond)
+	for {
+		open, err := a.pg.CountOpen(ctx, asked)
+		if err != nil {
+			return nil, failed(err)
+		}
+		reply := &agentpb.AwaitReply{OpenTransactions: uint32(open), AskedUnixUs: asked.UnixMicro()}
+		if open == 0 {
+			return reply, nil
+		}
+		select {
+		case <-over:
+			return reply, nil
+		case <-ctx.Done():
+			return nil, status.FromContextError(ctx.Err()).Err()
+		case <-time.After(awaitLook):
+		}
+	}
+}
 
 // Drain implements the RPC. Sessions that still have a transaction open at the end are terminated: never cancelled,
 // because cancelling one that waits for acknowledgement would tell its client that it was committed.
@@ -42,6 +71,14 @@ func (a *Agent) Drain(ctx context.Context, req *agentpb.DrainRequest) (*agentpb.
 	a.mu.Unlock()
 	a.publish()
 	time.AfterFunc(time.Duration(req.GetTimeoutMs())*time.Millisecond+drainLease, func() { a.endDrain(turn) })
+	overdue := 0
+	if req.GetOverdueUnixUs() != 0 {
+		// Not earlier: clients that are cut off come back at once, and begin the same again.
+		var err error
+		if overdue, err = a.terminate(ctx, time.UnixMicro(req.GetOverdueUnixUs())); err != nil {
+			return nil, failed(err)
+		}
+	}
 	limit, cancel := context.WithTimeout(ctx, time.Duration(req.GetTimeoutMs())*time.Millisecond)
 	defer cancel()
 	begun := time.Now()
@@ -55,13 +92,17 @@ func (a *Agent) Drain(ctx context.Context, req *agentpb.DrainRequest) (*agentpb.
 	}
 	if limit.Err() == nil {
 		a.log.Info("drained", "term", req.GetTerm(), "took", took(begun))
-		return &agentpb.DrainReply{}, nil
+		return &agentpb.DrainReply{OpenTransactions: uint32(overdue)}, nil
 	}
-	// The call's own deadline may be the same as the drain's.
-	end, cancelEnd := context.WithTimeout(context.WithoutCancel(ctx), terminating)
-	defer cancelEnd()
-	open, err := a.pg.TerminateOpen(end)
-	return &agentpb.DrainReply{OpenTransactions: uint32(open), GatewaysPending: uint32(pending)}, failed(err)
+	open, err := a.terminate(ctx, time.Time{})
+	return &agentpb.DrainReply{OpenTransactions: uint32(overdue + open), GatewaysPending: uint32(pending)}, failed(err)
+}
+
+// terminate ends the sessions that have a transaction open, and says how many. The call's own deadline may be the same as the drain's.
+func (a *Agent) terminate(ctx context.Context, begunBefore time.Time) (int, error) {
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), terminating)
+	defer cancel()
+	return a.pg.TerminateOpen(end, begunBefore)
 }
 
 // awaitQuiet waits until gateways have paused and no client has a transaction open, or limit ends. Clients that go past the

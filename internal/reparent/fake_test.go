@@ -46,6 +46,9 @@ type fakeShard struct {
 	// faults by "Method instance"; each strikes once unless sticky.
 	faults map[string]fault
 	sticky bool
+	// open are the transactions that do not end, overdue is what the last Drain was told of them.
+	open    int
+	overdue time.Time
 	// onStore runs in the middle of a Store, before it looks at the version.
 	onStore func()
 }
@@ -291,9 +294,22 @@ func (f *fakeShard) Checkpoint(ctx context.Context, name string, term uint64) er
 	return f.call(ctx, "Checkpoint", name, func() error { _, err := f.accept(name, term); return err })
 }
 
-func (f *fakeShard) Drain(ctx context.Context, name string, term uint64, _ time.Duration) (int, error) {
+// Await takes the whole time when there are transactions that do not end.
+func (f *fakeShard) Await(ctx context.Context, name string, term uint64, timeout time.Duration) (open int, asked time.Time, err error) {
+	f.mu.Lock()
+	open = f.open
+	f.mu.Unlock()
+	asked = time.Now()
+	if open > 0 {
+		time.Sleep(timeout)
+	}
+	return open, asked, f.call(ctx, "Await", name, func() error { _, err := f.accept(name, term); return err })
+}
+
+func (f *fakeShard) Drain(ctx context.Context, name string, term uint64, _ time.Duration, overdue time.Time) (int, error) {
 	return 2, f.call(ctx, "Drain", name, func() error {
 		i, err := f.accept(name, term)
+		f.overdue = overdue
 		if err == nil {
 			i.drained = true
 		}

@@ -27,6 +27,7 @@ func (r *run) plan(ctx context.Context) error {
 		return err
 	}
 	end := r.phase(PhasePrepare)
+	r.await(ctx)
 	checkpoint := "no checkpoint"
 	if !r.req.NoCheckpoint {
 		checkpoint = "checkpoint written"
@@ -46,6 +47,25 @@ func (r *run) plan(ctx context.Context) error {
 	}
 	end("nobody caught up")
 	return refuse("no instance can take over: %s", strings.Join(refused, "; "))
+}
+
+// await gives the transactions that are open already their time while nobody waits for them: a session that sits in one, or a
+// long query, would keep all others from working for as long. The drain ends those that are left at once. An agent that does not
+// know how to tell is drained without.
+func (r *run) await(ctx context.Context) {
+	if r.lim.Patience < 0 {
+		return
+	}
+	overdue, err := one(ctx, r.Runtime, r.lim.Patience+r.lim.Store, func(ctx context.Context) (time.Time, error) {
+		open, asked, err := r.Agents.Await(ctx, r.old, r.oldTerm, r.lim.Patience)
+		if open == 0 {
+			asked = time.Time{}
+		}
+		return asked, err
+	})
+	if err == nil {
+		r.overdue = overdue
+	}
 }
 
 // statuses asks everybody at once. Who does not answer is not in the result.
@@ -251,13 +271,13 @@ func (r *run) announce(ctx context.Context) error {
 // drain asks the clients to pause, and looks at the candidate once more meanwhile: clients wait, and for no longer than it takes.
 func (r *run) drain(ctx context.Context) error {
 	end := r.phase(PhaseDrain)
-	old, term, candidate, begun := r.old, r.oldTerm, r.prefer, r.Runtime.Now()
+	old, term, candidate, overdue, begun := r.old, r.oldTerm, r.prefer, r.overdue, r.Runtime.Now()
 	open, st := 0, Status{}
 	var drained, err error = context.DeadlineExceeded, context.DeadlineExceeded
 	each(ctx, r.Runtime, r.lim.Drain+r.lim.Store, 2,
 		func(ctx context.Context, i int) (any, error) {
 			if i == 0 {
-				return r.Agents.Drain(ctx, old, term, r.lim.Drain)
+				return r.Agents.Drain(ctx, old, term, r.lim.Drain, overdue)
 			}
 			return r.Agents.Status(ctx, candidate)
 		},

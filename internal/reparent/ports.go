@@ -98,9 +98,13 @@ type Agents interface {
 	// log will be needed: a diverged instance answers ErrDiverged and waits for the shard controller. timelines are the source's, as far as they are known.
 	Follow(ctx context.Context, instance string, term uint64, primary string, timelines []Timeline) error
 	Checkpoint(ctx context.Context, instance string, term uint64) error
-	// Drain asks clients to pause and waits up to timeout for open transactions; it answers how many are left. An agent
-	// takes it back by itself when no Demote follows within a few seconds, for coordinators may die.
-	Drain(ctx context.Context, instance string, term uint64, timeout time.Duration) (open int, err error)
+	// Await waits up to timeout for the transactions that are open when it is asked, while clients go on. It answers how many of
+	// them are left, and when it was asked, by the primary's clock.
+	Await(ctx context.Context, instance string, term uint64, timeout time.Duration) (open int, asked time.Time, err error)
+	// Drain asks clients to pause and waits up to timeout for open transactions; it answers how many were left. Those that were
+	// begun before overdue, which Await has answered, are not waited for; zero for none. An agent takes it back by itself when
+	// no Demote follows within a few seconds, for coordinators may die.
+	Drain(ctx context.Context, instance string, term uint64, timeout time.Duration, overdue time.Time) (open int, err error)
 	Undrain(ctx context.Context, instance string, term uint64) error
 }
 

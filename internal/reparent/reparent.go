@@ -51,6 +51,7 @@ type run struct {
 	following []string // seen streaming by a PRS
 	failed    []string
 	prefer    string
+	overdue   time.Time // transactions of the old primary that were begun before had their time; zero for none
 	noCatchUp bool
 	asked     bool // everybody was asked for a promise of the present term
 	sent      bool // somebody was told to promote in the present term

@@ -374,7 +374,7 @@ func TestEmergencyReparent(t *testing.T) {
 // shard ends with at most one primary, that the outcome says what is the case, and that it ends in time.
 func TestEveryCallFails(t *testing.T) {
 	methods := []string{"Load", "Store", "Open", "Close"}
-	for _, m := range []string{"Status", "Promise", "PromiseAfter", "Demote", "Promote", "Establish", "Follow", "Checkpoint", "Drain", "Undrain"} {
+	for _, m := range []string{"Status", "Promise", "PromiseAfter", "Demote", "Promote", "Establish", "Follow", "Await", "Checkpoint", "Drain", "Undrain"} {
 		for _, n := range []string{"p", "a", "b"} {
 			methods = append(methods, m+" "+n)
 		}
@@ -451,7 +451,7 @@ func TestCancelled(t *testing.T) {
 		require.Equal(t, []string{"p"}, f.serving())
 		require.True(t, f.record.Settled())
 	})
-	for _, method := range []string{"Status a", "Checkpoint p", "Drain p"} {
+	for _, method := range []string{"Status a", "Await p", "Checkpoint p", "Drain p"} {
 		bubble(t, "an emergency does not wait for a frozen primary: "+method, func(t *testing.T) {
 			f := newFake(t, "p", "a", "b")
 			f.faults[method], f.faults["Undrain p"], f.sticky = hangs, hangs, true
@@ -520,6 +520,7 @@ func TestLimits(t *testing.T) {
 		require.Equal(t, l.Phase(p), Limits{}.Phase(p))
 	}
 	require.Equal(t, time.Hour, Limits{Drain: time.Hour}.WithDefaults().Drain)
+	require.Equal(t, time.Hour, Limits{Drain: time.Hour}.WithDefaults().Patience)
 }
 
 // An instance whose volume is being deleted still answers and streams: it is not named, whoever has it on an older list.
@@ -555,36 +556,5 @@ func TestWhatIsThrownAwayIsNotNamed(t *testing.T) {
 		require.Equal(t, Succeeded, res.Outcome, res.Message)
 		require.True(t, f.record.IsRetired("x"))
 		require.NotContains(t, f.record.Names(), "x")
-	})
-}
-
-// The record of the term to come is stored before clients are paused: they never wait for an API server.
-func TestClientsDoNotWaitForTheRecord(t *testing.T) {
-	for _, fl := range []fault{refuses, hangs, loses, late} {
-		bubble(t, string(fl), func(t *testing.T) {
-			f := newFake(t, "p", "a", "b")
-			f.faults["Store"], f.sticky = fl, true
-			res := f.run(Request{Kind: Planned})
-			if res.Outcome != Succeeded { // a store whose answer is lost is found to have happened
-				require.Equal(t, []string{"p"}, f.serving())
-				require.Equal(t, Undone, res.Outcome, res.Message)
-				require.NotContains(t, f.calls, "Drain p")
-				require.Zero(t, res.WriteUnavailable)
-			}
-			time.Sleep(time.Second) // a late store comes into effect after everything is over
-		})
-	}
-	bubble(t, "the keeper of the cohort is quicker", func(t *testing.T) {
-		f := newFake(t, "p", "a", "b")
-		go func() {
-			for !slices.Contains(f.called(), "Checkpoint p") {
-				time.Sleep(100 * time.Microsecond)
-			}
-			f.mu.Lock()
-			f.version++
-			f.mu.Unlock()
-		}()
-		require.Equal(t, Succeeded, f.run(Request{Kind: Planned}).Outcome)
-		require.Less(t, slices.Index(f.calls, "Store"), slices.Index(f.calls, "Drain p"))
 	})
 }

@@ -151,8 +151,11 @@ type Limits struct {
 	// CatchUp of a candidate, before anything is disturbed, or from the winner in an emergency, where a tenth of it is
 	// allowed. Default 10 s.
 	CatchUp time.Duration
-	// Drain: how long open transactions may take to finish. Default 3 s.
+	// Drain: how long open transactions may take to finish, with clients paused. Default 3 s.
 	Drain time.Duration
+	// Patience is how long transactions that are open already may take to finish before anybody is disturbed; those that do not
+	// are not drained for. Default as Drain; negative is none.
+	Patience time.Duration
 	// Demote: how long a stop in order may take; then it is an immediate one. Default 3 s.
 	Demote time.Duration
 	// Promise of one instance. Default 1 s: an fsync and the end of a process.
@@ -190,6 +193,7 @@ func (l Limits) WithDefaults() Limits {
 	or(&l.Checkpoint, 30*time.Second)
 	or(&l.CatchUp, 10*time.Second)
 	or(&l.Drain, 3*time.Second)
+	or(&l.Patience, l.Drain)
 	or(&l.Demote, 3*time.Second)
 	or(&l.Promise, time.Second)
 	or(&l.Grace, 50*time.Millisecond)
@@ -215,7 +219,7 @@ func (l Limits) Phase(name PhaseName) time.Duration {
 	l = l.WithDefaults()
 	switch name {
 	case PhasePrepare:
-		return l.Checkpoint + l.CatchUp
+		return max(l.Patience, 0) + l.Store + l.Checkpoint + l.CatchUp
 	case PhaseDrain:
 		return l.Drain + 2*l.Store
 	case PhaseDemote:

@@ -462,6 +462,17 @@ func (a *agent) checkpoint(term uint64) (any, error) {
 	return nil, nil
 }
 
+// await lasts for as long as a client may sit in a transaction: mostly not at all.
+func (a *agent) await(term uint64, limit time.Duration) (any, error) {
+	if a.mem.term != term || !a.mem.primary {
+		return nil, errRefused
+	}
+	if a.w.s.chance(0.1) {
+		a.w.s.sleep(a.w.s.uniform(0, limit))
+	}
+	return 0, nil
+}
+
 func (a *agent) drain(term uint64) (any, error) {
 	if a.mem.term != term || !a.mem.primary {
 		return nil, errRefused

@@ -297,7 +297,12 @@ func (p ports) Checkpoint(_ context.Context, name string, term uint64) error {
 	return err
 }
 
-func (p ports) Drain(_ context.Context, name string, term uint64, _ time.Duration) (int, error) {
+func (p ports) Await(_ context.Context, name string, term uint64, limit time.Duration) (int, time.Time, error) {
+	_, err := p.agent(name, func(a *agent) (any, error) { return a.await(term, limit) })
+	return 0, time.Time{}, err
+}
+
+func (p ports) Drain(_ context.Context, name string, term uint64, _ time.Duration, _ time.Time) (int, error) {
 	_, err := p.agent(name, func(a *agent) (any, error) { return a.drain(term) })
 	return 0, err
 }

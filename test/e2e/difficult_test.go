@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -121,7 +122,15 @@ func fiftyIdle(t *testing.T, f *fixture) {
 	r := f.reparent(nil)
 	measured(t, "%s: %s", r.Status.Outcome, phases(r))
 	require.Equal(t, v1alpha1.OutcomeSucceeded, r.Status.Outcome, r.Status.Message)
+	requireBrief(t, r)
 	require.Equal(t, "0", f.psql("SELECT count(*) FROM idle_here"), "what was not committed is not there")
+}
+
+// requireBrief fails when others have waited for the sessions that do not end.
+func requireBrief(t *testing.T, r *v1alpha1.Reparent) {
+	t.Helper()
+	require.NotNil(t, r.Status.WriteUnavailable)
+	require.Less(t, r.Status.WriteUnavailable.Duration, r.Spec.DrainTimeout.Duration, "their time is over before anybody has to wait")
 }
 
 func longQuery(t *testing.T, f *fixture) {
@@ -134,6 +143,7 @@ func longQuery(t *testing.T, f *fixture) {
 	r := f.reparent(nil)
 	measured(t, "%s: %s", r.Status.Outcome, phases(r))
 	require.Equal(t, v1alpha1.OutcomeSucceeded, r.Status.Outcome, r.Status.Message)
+	requireBrief(t, r)
 	for _, s := range queries {
 		select {
 		case err := <-s.ended:
@@ -169,16 +179,27 @@ func replicaFarBehind(t *testing.T, f *fixture) {
 	require.Equal(t, "1000000", f.psql("SELECT count(*) FROM bulk"))
 }
 
-// during begins a planned reparent that is held up in its drain by an open transaction, and calls act then.
+// during begins a planned reparent that is held up in its drain by an open transaction, and calls act then. What is open already
+// holds up the preparation; what is begun meanwhile, the drain.
 func (f *fixture) during(act func(candidate string)) *v1alpha1.Reparent {
 	f.t.Helper()
 	f.psql("CREATE TABLE IF NOT EXISTS idle_here (id int)")
 	f.awaitService(f.directURI())
-	f.openSession(f.directURI(), idle)
-	f.eventually("a session is idle in transaction", func(s *v1alpha1.Shard) bool {
-		return f.count(s.Status.Primary, "idle in transaction") == "1"
+	idles := 0
+	sit := func() {
+		idles++
+		f.openSession(f.directURI(), idle)
+		f.eventually("a session is idle in transaction", func(s *v1alpha1.Shard) bool {
+			return f.count(s.Status.Primary, "idle in transaction") == strconv.Itoa(idles)
+		})
+	}
+	sit()
+	r := f.ask(func(spec *v1alpha1.ReparentSpec) { spec.DrainTimeout.Duration = 5 * time.Second })
+	f.eventually("the reparent is prepared", func(*v1alpha1.Shard) bool {
+		r = f.reload(r)
+		return r.Status.Phase == "Prepare"
 	})
-	r := f.ask(func(spec *v1alpha1.ReparentSpec) { spec.DrainTimeout.Duration = 3 * time.Second })
+	sit()
 	candidate := ""
 	f.eventually("the reparent drains", func(*v1alpha1.Shard) bool {
 		r = f.reload(r)

@@ -1843,17 +1843,126 @@ func (x *CheckpointRequest) GetTerm() uint64 {
 	return 0
 }
 
-type DrainRequest struct {
+type AwaitRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"` // the current term: draining does not raise it
+	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"` // the current term
 	TimeoutMs     int64                  `protobuf:"varint,2,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitRequest) Reset() {
+	*x = AwaitRequest{}
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitRequest) ProtoMessage() {}
+
+func (x *AwaitRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitRequest.ProtoReflect.Descriptor instead.
+func (*AwaitRequest) Descriptor() ([]byte, []int) {
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *AwaitRequest) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *AwaitRequest) GetTimeoutMs() int64 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
+type AwaitReply struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Transactions that were open when the call came and still are.
+	OpenTransactions uint32 `protobuf:"varint,1,opt,name=open_transactions,json=openTransactions,proto3" json:"open_transactions,omitempty"`
+	// When the call came, by the clock that transactions are dated with.
+	AskedUnixUs   int64 `protobuf:"varint,2,opt,name=asked_unix_us,json=askedUnixUs,proto3" json:"asked_unix_us,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitReply) Reset() {
+	*x = AwaitReply{}
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitReply) ProtoMessage() {}
+
+func (x *AwaitReply) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitReply.ProtoReflect.Descriptor instead.
+func (*AwaitReply) Descriptor() ([]byte, []int) {
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *AwaitReply) GetOpenTransactions() uint32 {
+	if x != nil {
+		return x.OpenTransactions
+	}
+	return 0
+}
+
+func (x *AwaitReply) GetAskedUnixUs() int64 {
+	if x != nil {
+		return x.AskedUnixUs
+	}
+	return 0
+}
+
+type DrainRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Term      uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"` // the current term: draining does not raise it
+	TimeoutMs int64                  `protobuf:"varint,2,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	// Transactions that began before have had their time: their sessions are terminated as soon as draining is announced.
+	// 0 for none.
+	OverdueUnixUs int64 `protobuf:"varint,3,opt,name=overdue_unix_us,json=overdueUnixUs,proto3" json:"overdue_unix_us,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DrainRequest) Reset() {
 	*x = DrainRequest{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[21]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1865,7 +1974,7 @@ func (x *DrainRequest) String() string {
 func (*DrainRequest) ProtoMessage() {}
 
 func (x *DrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[21]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1878,7 +1987,7 @@ func (x *DrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainRequest.ProtoReflect.Descriptor instead.
 func (*DrainRequest) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{21}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DrainRequest) GetTerm() uint64 {
@@ -1895,9 +2004,16 @@ func (x *DrainRequest) GetTimeoutMs() int64 {
 	return 0
 }
 
+func (x *DrainRequest) GetOverdueUnixUs() int64 {
+	if x != nil {
+		return x.OverdueUnixUs
+	}
+	return 0
+}
+
 type DrainReply struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Open transactions of clients when the time was up; their sessions have been terminated.
+	// Open transactions of clients when their time was up; their sessions have been terminated.
 	OpenTransactions uint32 `protobuf:"varint,1,opt,name=open_transactions,json=openTransactions,proto3" json:"open_transactions,omitempty"`
 	// Gateways that did not acknowledge in time.
 	GatewaysPending uint32 `protobuf:"varint,2,opt,name=gateways_pending,json=gatewaysPending,proto3" json:"gateways_pending,omitempty"`
@@ -1907,7 +2023,7 @@ type DrainReply struct {
 
 func (x *DrainReply) Reset() {
 	*x = DrainReply{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[22]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1919,7 +2035,7 @@ func (x *DrainReply) String() string {
 func (*DrainReply) ProtoMessage() {}
 
 func (x *DrainReply) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[22]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1932,7 +2048,7 @@ func (x *DrainReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainReply.ProtoReflect.Descriptor instead.
 func (*DrainReply) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{22}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DrainReply) GetOpenTransactions() uint32 {
@@ -1960,7 +2076,7 @@ type AcknowledgeRequest struct {
 
 func (x *AcknowledgeRequest) Reset() {
 	*x = AcknowledgeRequest{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[23]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +2088,7 @@ func (x *AcknowledgeRequest) String() string {
 func (*AcknowledgeRequest) ProtoMessage() {}
 
 func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[23]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1985,7 +2101,7 @@ func (x *AcknowledgeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeRequest.ProtoReflect.Descriptor instead.
 func (*AcknowledgeRequest) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{23}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AcknowledgeRequest) GetName() string {
@@ -2017,7 +2133,7 @@ type AcknowledgeReply struct {
 
 func (x *AcknowledgeReply) Reset() {
 	*x = AcknowledgeReply{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[24]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2029,7 +2145,7 @@ func (x *AcknowledgeReply) String() string {
 func (*AcknowledgeReply) ProtoMessage() {}
 
 func (x *AcknowledgeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[24]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2042,7 +2158,7 @@ func (x *AcknowledgeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AcknowledgeReply.ProtoReflect.Descriptor instead.
 func (*AcknowledgeReply) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{24}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{26}
 }
 
 type UndrainRequest struct {
@@ -2054,7 +2170,7 @@ type UndrainRequest struct {
 
 func (x *UndrainRequest) Reset() {
 	*x = UndrainRequest{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[25]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2066,7 +2182,7 @@ func (x *UndrainRequest) String() string {
 func (*UndrainRequest) ProtoMessage() {}
 
 func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[25]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2079,7 +2195,7 @@ func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainRequest.ProtoReflect.Descriptor instead.
 func (*UndrainRequest) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{25}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *UndrainRequest) GetTerm() uint64 {
@@ -2103,7 +2219,7 @@ type DemoteRequest struct {
 
 func (x *DemoteRequest) Reset() {
 	*x = DemoteRequest{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[26]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2115,7 +2231,7 @@ func (x *DemoteRequest) String() string {
 func (*DemoteRequest) ProtoMessage() {}
 
 func (x *DemoteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[26]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2128,7 +2244,7 @@ func (x *DemoteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DemoteRequest.ProtoReflect.Descriptor instead.
 func (*DemoteRequest) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{26}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DemoteRequest) GetTerm() uint64 {
@@ -2168,7 +2284,7 @@ type TestifyRequest struct {
 
 func (x *TestifyRequest) Reset() {
 	*x = TestifyRequest{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[27]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2180,7 +2296,7 @@ func (x *TestifyRequest) String() string {
 func (*TestifyRequest) ProtoMessage() {}
 
 func (x *TestifyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[27]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2193,7 +2309,7 @@ func (x *TestifyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestifyRequest.ProtoReflect.Descriptor instead.
 func (*TestifyRequest) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{27}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *TestifyRequest) GetPrimary() string {
@@ -2217,7 +2333,7 @@ type TestifyReply struct {
 
 func (x *TestifyReply) Reset() {
 	*x = TestifyReply{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[28]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2229,7 +2345,7 @@ func (x *TestifyReply) String() string {
 func (*TestifyReply) ProtoMessage() {}
 
 func (x *TestifyReply) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[28]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2242,7 +2358,7 @@ func (x *TestifyReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestifyReply.ProtoReflect.Descriptor instead.
 func (*TestifyReply) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{28}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *TestifyReply) GetTerm() uint64 {
@@ -2289,7 +2405,7 @@ type DumpRequest struct {
 
 func (x *DumpRequest) Reset() {
 	*x = DumpRequest{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[29]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2301,7 +2417,7 @@ func (x *DumpRequest) String() string {
 func (*DumpRequest) ProtoMessage() {}
 
 func (x *DumpRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[29]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2314,7 +2430,7 @@ func (x *DumpRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpRequest.ProtoReflect.Descriptor instead.
 func (*DumpRequest) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{29}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *DumpRequest) GetMaxBytes() int64 {
@@ -2333,7 +2449,7 @@ type DumpReply struct {
 
 func (x *DumpReply) Reset() {
 	*x = DumpReply{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[30]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2345,7 +2461,7 @@ func (x *DumpReply) String() string {
 func (*DumpReply) ProtoMessage() {}
 
 func (x *DumpReply) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[30]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2358,7 +2474,7 @@ func (x *DumpReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DumpReply.ProtoReflect.Descriptor instead.
 func (*DumpReply) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{30}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DumpReply) GetFiles() map[string][]byte {
@@ -2380,7 +2496,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[31]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2392,7 +2508,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[31]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2405,7 +2521,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{31}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *LogsRequest) GetBootId() string {
@@ -2443,7 +2559,7 @@ type LogLine struct {
 
 func (x *LogLine) Reset() {
 	*x = LogLine{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[32]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2455,7 +2571,7 @@ func (x *LogLine) String() string {
 func (*LogLine) ProtoMessage() {}
 
 func (x *LogLine) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[32]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2468,7 +2584,7 @@ func (x *LogLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogLine.ProtoReflect.Descriptor instead.
 func (*LogLine) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{32}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *LogLine) GetSource() LogSource {
@@ -2514,7 +2630,7 @@ type LogsReply struct {
 
 func (x *LogsReply) Reset() {
 	*x = LogsReply{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[33]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2642,7 @@ func (x *LogsReply) String() string {
 func (*LogsReply) ProtoMessage() {}
 
 func (x *LogsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[33]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2655,7 @@ func (x *LogsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsReply.ProtoReflect.Descriptor instead.
 func (*LogsReply) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{33}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *LogsReply) GetInstance() string {
@@ -2587,7 +2703,7 @@ type CommandReply struct {
 
 func (x *CommandReply) Reset() {
 	*x = CommandReply{}
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[34]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2599,7 +2715,7 @@ func (x *CommandReply) String() string {
 func (*CommandReply) ProtoMessage() {}
 
 func (x *CommandReply) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[34]
+	mi := &file_internal_agentapi_agentpb_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2612,7 +2728,7 @@ func (x *CommandReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CommandReply.ProtoReflect.Descriptor instead.
 func (*CommandReply) Descriptor() ([]byte, []int) {
-	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{34}
+	return file_internal_agentapi_agentpb_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *CommandReply) GetTerm() uint64 {
@@ -2785,10 +2901,19 @@ const file_internal_agentapi_agentpb_agent_proto_rawDesc = "" +
 	"\x03why\x18\x03 \x01(\tR\x03why\"'\n" +
 	"\x11CheckpointRequest\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\"A\n" +
+	"\fAwaitRequest\x12\x12\n" +
+	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\x02 \x01(\x03R\ttimeoutMs\"]\n" +
+	"\n" +
+	"AwaitReply\x12+\n" +
+	"\x11open_transactions\x18\x01 \x01(\rR\x10openTransactions\x12\"\n" +
+	"\rasked_unix_us\x18\x02 \x01(\x03R\vaskedUnixUs\"i\n" +
 	"\fDrainRequest\x12\x12\n" +
 	"\x04term\x18\x01 \x01(\x04R\x04term\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x02 \x01(\x03R\ttimeoutMs\"d\n" +
+	"timeout_ms\x18\x02 \x01(\x03R\ttimeoutMs\x12&\n" +
+	"\x0foverdue_unix_us\x18\x03 \x01(\x03R\roverdueUnixUs\"d\n" +
 	"\n" +
 	"DrainReply\x12+\n" +
 	"\x11open_transactions\x18\x01 \x01(\rR\x10openTransactions\x12)\n" +
@@ -2852,7 +2977,7 @@ const file_internal_agentapi_agentpb_agent_proto_rawDesc = "" +
 	"\tLogSource\x12\x1a\n" +
 	"\x16LOG_SOURCE_UNSPECIFIED\x10\x00\x12\f\n" +
 	"\bPOSTGRES\x10\x01\x12\t\n" +
-	"\x05AGENT\x10\x022\x97\n" +
+	"\x05AGENT\x10\x022\xde\n" +
 	"\n" +
 	"\x05Agent\x12C\n" +
 	"\x05Watch\x12\x1e.theseus.agent.v1.WatchRequest\x1a\x18.theseus.agent.v1.Status0\x01\x12I\n" +
@@ -2866,6 +2991,7 @@ const file_internal_agentapi_agentpb_agent_proto_rawDesc = "" +
 	"\x06Follow\x12\x1f.theseus.agent.v1.FollowRequest\x1a\x1d.theseus.agent.v1.FollowReply\x12Q\n" +
 	"\n" +
 	"Checkpoint\x12#.theseus.agent.v1.CheckpointRequest\x1a\x1e.theseus.agent.v1.CommandReply\x12E\n" +
+	"\x05Await\x12\x1e.theseus.agent.v1.AwaitRequest\x1a\x1c.theseus.agent.v1.AwaitReply\x12E\n" +
 	"\x05Drain\x12\x1e.theseus.agent.v1.DrainRequest\x1a\x1c.theseus.agent.v1.DrainReply\x12W\n" +
 	"\vAcknowledge\x12$.theseus.agent.v1.AcknowledgeRequest\x1a\".theseus.agent.v1.AcknowledgeReply\x12K\n" +
 	"\aUndrain\x12 .theseus.agent.v1.UndrainRequest\x1a\x1e.theseus.agent.v1.CommandReply\x12I\n" +
@@ -2887,7 +3013,7 @@ func file_internal_agentapi_agentpb_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_internal_agentapi_agentpb_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_internal_agentapi_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_internal_agentapi_agentpb_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_internal_agentapi_agentpb_agent_proto_goTypes = []any{
 	(Role)(0),                  // 0: theseus.agent.v1.Role
 	(LogSource)(0),             // 1: theseus.agent.v1.LogSource
@@ -2912,22 +3038,24 @@ var file_internal_agentapi_agentpb_agent_proto_goTypes = []any{
 	(*FollowRequest)(nil),      // 20: theseus.agent.v1.FollowRequest
 	(*FollowReply)(nil),        // 21: theseus.agent.v1.FollowReply
 	(*CheckpointRequest)(nil),  // 22: theseus.agent.v1.CheckpointRequest
-	(*DrainRequest)(nil),       // 23: theseus.agent.v1.DrainRequest
-	(*DrainReply)(nil),         // 24: theseus.agent.v1.DrainReply
-	(*AcknowledgeRequest)(nil), // 25: theseus.agent.v1.AcknowledgeRequest
-	(*AcknowledgeReply)(nil),   // 26: theseus.agent.v1.AcknowledgeReply
-	(*UndrainRequest)(nil),     // 27: theseus.agent.v1.UndrainRequest
-	(*DemoteRequest)(nil),      // 28: theseus.agent.v1.DemoteRequest
-	(*TestifyRequest)(nil),     // 29: theseus.agent.v1.TestifyRequest
-	(*TestifyReply)(nil),       // 30: theseus.agent.v1.TestifyReply
-	(*DumpRequest)(nil),        // 31: theseus.agent.v1.DumpRequest
-	(*DumpReply)(nil),          // 32: theseus.agent.v1.DumpReply
-	(*LogsRequest)(nil),        // 33: theseus.agent.v1.LogsRequest
-	(*LogLine)(nil),            // 34: theseus.agent.v1.LogLine
-	(*LogsReply)(nil),          // 35: theseus.agent.v1.LogsReply
-	(*CommandReply)(nil),       // 36: theseus.agent.v1.CommandReply
-	nil,                        // 37: theseus.agent.v1.BootstrapRequest.ParametersEntry
-	nil,                        // 38: theseus.agent.v1.DumpReply.FilesEntry
+	(*AwaitRequest)(nil),       // 23: theseus.agent.v1.AwaitRequest
+	(*AwaitReply)(nil),         // 24: theseus.agent.v1.AwaitReply
+	(*DrainRequest)(nil),       // 25: theseus.agent.v1.DrainRequest
+	(*DrainReply)(nil),         // 26: theseus.agent.v1.DrainReply
+	(*AcknowledgeRequest)(nil), // 27: theseus.agent.v1.AcknowledgeRequest
+	(*AcknowledgeReply)(nil),   // 28: theseus.agent.v1.AcknowledgeReply
+	(*UndrainRequest)(nil),     // 29: theseus.agent.v1.UndrainRequest
+	(*DemoteRequest)(nil),      // 30: theseus.agent.v1.DemoteRequest
+	(*TestifyRequest)(nil),     // 31: theseus.agent.v1.TestifyRequest
+	(*TestifyReply)(nil),       // 32: theseus.agent.v1.TestifyReply
+	(*DumpRequest)(nil),        // 33: theseus.agent.v1.DumpRequest
+	(*DumpReply)(nil),          // 34: theseus.agent.v1.DumpReply
+	(*LogsRequest)(nil),        // 35: theseus.agent.v1.LogsRequest
+	(*LogLine)(nil),            // 36: theseus.agent.v1.LogLine
+	(*LogsReply)(nil),          // 37: theseus.agent.v1.LogsReply
+	(*CommandReply)(nil),       // 38: theseus.agent.v1.CommandReply
+	nil,                        // 39: theseus.agent.v1.BootstrapRequest.ParametersEntry
+	nil,                        // 40: theseus.agent.v1.DumpReply.FilesEntry
 }
 var file_internal_agentapi_agentpb_agent_proto_depIdxs = []int32{
 	5,  // 0: theseus.agent.v1.Status.endpoint:type_name -> theseus.agent.v1.Endpoint
@@ -2945,7 +3073,7 @@ var file_internal_agentapi_agentpb_agent_proto_depIdxs = []int32{
 	8,  // 12: theseus.agent.v1.Status.commit_probe:type_name -> theseus.agent.v1.Probe
 	5,  // 13: theseus.agent.v1.WatchRequest.shard_endpoints:type_name -> theseus.agent.v1.Endpoint
 	3,  // 14: theseus.agent.v1.BootstrapRequest.cohort:type_name -> theseus.agent.v1.Cohort
-	37, // 15: theseus.agent.v1.BootstrapRequest.parameters:type_name -> theseus.agent.v1.BootstrapRequest.ParametersEntry
+	39, // 15: theseus.agent.v1.BootstrapRequest.parameters:type_name -> theseus.agent.v1.BootstrapRequest.ParametersEntry
 	5,  // 16: theseus.agent.v1.SeedRequest.source:type_name -> theseus.agent.v1.Endpoint
 	5,  // 17: theseus.agent.v1.SeedRequest.primary:type_name -> theseus.agent.v1.Endpoint
 	4,  // 18: theseus.agent.v1.SeedRequest.timeline_terms:type_name -> theseus.agent.v1.TimelineTerm
@@ -2957,9 +3085,9 @@ var file_internal_agentapi_agentpb_agent_proto_depIdxs = []int32{
 	4,  // 24: theseus.agent.v1.FollowRequest.timeline_terms:type_name -> theseus.agent.v1.TimelineTerm
 	7,  // 25: theseus.agent.v1.TestifyReply.receiver:type_name -> theseus.agent.v1.Receiver
 	0,  // 26: theseus.agent.v1.TestifyReply.role:type_name -> theseus.agent.v1.Role
-	38, // 27: theseus.agent.v1.DumpReply.files:type_name -> theseus.agent.v1.DumpReply.FilesEntry
+	40, // 27: theseus.agent.v1.DumpReply.files:type_name -> theseus.agent.v1.DumpReply.FilesEntry
 	1,  // 28: theseus.agent.v1.LogLine.source:type_name -> theseus.agent.v1.LogSource
-	34, // 29: theseus.agent.v1.LogsReply.lines:type_name -> theseus.agent.v1.LogLine
+	36, // 29: theseus.agent.v1.LogsReply.lines:type_name -> theseus.agent.v1.LogLine
 	10, // 30: theseus.agent.v1.CommandReply.status:type_name -> theseus.agent.v1.Status
 	11, // 31: theseus.agent.v1.Agent.Watch:input_type -> theseus.agent.v1.WatchRequest
 	12, // 32: theseus.agent.v1.Agent.GetStatus:input_type -> theseus.agent.v1.GetStatusRequest
@@ -2971,32 +3099,34 @@ var file_internal_agentapi_agentpb_agent_proto_depIdxs = []int32{
 	19, // 38: theseus.agent.v1.Agent.Establish:input_type -> theseus.agent.v1.EstablishRequest
 	20, // 39: theseus.agent.v1.Agent.Follow:input_type -> theseus.agent.v1.FollowRequest
 	22, // 40: theseus.agent.v1.Agent.Checkpoint:input_type -> theseus.agent.v1.CheckpointRequest
-	23, // 41: theseus.agent.v1.Agent.Drain:input_type -> theseus.agent.v1.DrainRequest
-	25, // 42: theseus.agent.v1.Agent.Acknowledge:input_type -> theseus.agent.v1.AcknowledgeRequest
-	27, // 43: theseus.agent.v1.Agent.Undrain:input_type -> theseus.agent.v1.UndrainRequest
-	28, // 44: theseus.agent.v1.Agent.Demote:input_type -> theseus.agent.v1.DemoteRequest
-	29, // 45: theseus.agent.v1.Agent.Testify:input_type -> theseus.agent.v1.TestifyRequest
-	31, // 46: theseus.agent.v1.Agent.Dump:input_type -> theseus.agent.v1.DumpRequest
-	33, // 47: theseus.agent.v1.Agent.Logs:input_type -> theseus.agent.v1.LogsRequest
-	10, // 48: theseus.agent.v1.Agent.Watch:output_type -> theseus.agent.v1.Status
-	10, // 49: theseus.agent.v1.Agent.GetStatus:output_type -> theseus.agent.v1.Status
-	36, // 50: theseus.agent.v1.Agent.Bootstrap:output_type -> theseus.agent.v1.CommandReply
-	36, // 51: theseus.agent.v1.Agent.Seed:output_type -> theseus.agent.v1.CommandReply
-	16, // 52: theseus.agent.v1.Agent.Promise:output_type -> theseus.agent.v1.PromiseReply
-	36, // 53: theseus.agent.v1.Agent.Configure:output_type -> theseus.agent.v1.CommandReply
-	36, // 54: theseus.agent.v1.Agent.Promote:output_type -> theseus.agent.v1.CommandReply
-	36, // 55: theseus.agent.v1.Agent.Establish:output_type -> theseus.agent.v1.CommandReply
-	21, // 56: theseus.agent.v1.Agent.Follow:output_type -> theseus.agent.v1.FollowReply
-	36, // 57: theseus.agent.v1.Agent.Checkpoint:output_type -> theseus.agent.v1.CommandReply
-	24, // 58: theseus.agent.v1.Agent.Drain:output_type -> theseus.agent.v1.DrainReply
-	26, // 59: theseus.agent.v1.Agent.Acknowledge:output_type -> theseus.agent.v1.AcknowledgeReply
-	36, // 60: theseus.agent.v1.Agent.Undrain:output_type -> theseus.agent.v1.CommandReply
-	16, // 61: theseus.agent.v1.Agent.Demote:output_type -> theseus.agent.v1.PromiseReply
-	30, // 62: theseus.agent.v1.Agent.Testify:output_type -> theseus.agent.v1.TestifyReply
-	32, // 63: theseus.agent.v1.Agent.Dump:output_type -> theseus.agent.v1.DumpReply
-	35, // 64: theseus.agent.v1.Agent.Logs:output_type -> theseus.agent.v1.LogsReply
-	48, // [48:65] is the sub-list for method output_type
-	31, // [31:48] is the sub-list for method input_type
+	23, // 41: theseus.agent.v1.Agent.Await:input_type -> theseus.agent.v1.AwaitRequest
+	25, // 42: theseus.agent.v1.Agent.Drain:input_type -> theseus.agent.v1.DrainRequest
+	27, // 43: theseus.agent.v1.Agent.Acknowledge:input_type -> theseus.agent.v1.AcknowledgeRequest
+	29, // 44: theseus.agent.v1.Agent.Undrain:input_type -> theseus.agent.v1.UndrainRequest
+	30, // 45: theseus.agent.v1.Agent.Demote:input_type -> theseus.agent.v1.DemoteRequest
+	31, // 46: theseus.agent.v1.Agent.Testify:input_type -> theseus.agent.v1.TestifyRequest
+	33, // 47: theseus.agent.v1.Agent.Dump:input_type -> theseus.agent.v1.DumpRequest
+	35, // 48: theseus.agent.v1.Agent.Logs:input_type -> theseus.agent.v1.LogsRequest
+	10, // 49: theseus.agent.v1.Agent.Watch:output_type -> theseus.agent.v1.Status
+	10, // 50: theseus.agent.v1.Agent.GetStatus:output_type -> theseus.agent.v1.Status
+	38, // 51: theseus.agent.v1.Agent.Bootstrap:output_type -> theseus.agent.v1.CommandReply
+	38, // 52: theseus.agent.v1.Agent.Seed:output_type -> theseus.agent.v1.CommandReply
+	16, // 53: theseus.agent.v1.Agent.Promise:output_type -> theseus.agent.v1.PromiseReply
+	38, // 54: theseus.agent.v1.Agent.Configure:output_type -> theseus.agent.v1.CommandReply
+	38, // 55: theseus.agent.v1.Agent.Promote:output_type -> theseus.agent.v1.CommandReply
+	38, // 56: theseus.agent.v1.Agent.Establish:output_type -> theseus.agent.v1.CommandReply
+	21, // 57: theseus.agent.v1.Agent.Follow:output_type -> theseus.agent.v1.FollowReply
+	38, // 58: theseus.agent.v1.Agent.Checkpoint:output_type -> theseus.agent.v1.CommandReply
+	24, // 59: theseus.agent.v1.Agent.Await:output_type -> theseus.agent.v1.AwaitReply
+	26, // 60: theseus.agent.v1.Agent.Drain:output_type -> theseus.agent.v1.DrainReply
+	28, // 61: theseus.agent.v1.Agent.Acknowledge:output_type -> theseus.agent.v1.AcknowledgeReply
+	38, // 62: theseus.agent.v1.Agent.Undrain:output_type -> theseus.agent.v1.CommandReply
+	16, // 63: theseus.agent.v1.Agent.Demote:output_type -> theseus.agent.v1.PromiseReply
+	32, // 64: theseus.agent.v1.Agent.Testify:output_type -> theseus.agent.v1.TestifyReply
+	34, // 65: theseus.agent.v1.Agent.Dump:output_type -> theseus.agent.v1.DumpReply
+	37, // 66: theseus.agent.v1.Agent.Logs:output_type -> theseus.agent.v1.LogsReply
+	49, // [49:67] is the sub-list for method output_type
+	31, // [31:49] is the sub-list for method input_type
 	31, // [31:31] is the sub-list for extension type_name
 	31, // [31:31] is the sub-list for extension extendee
 	0,  // [0:31] is the sub-list for field type_name
@@ -3013,7 +3143,7 @@ func file_internal_agentapi_agentpb_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_agentapi_agentpb_agent_proto_rawDesc), len(file_internal_agentapi_agentpb_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   37,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -35,6 +35,7 @@ const (
 	Agent_Establish_FullMethodName   = "/theseus.agent.v1.Agent/Establish"
 	Agent_Follow_FullMethodName      = "/theseus.agent.v1.Agent/Follow"
 	Agent_Checkpoint_FullMethodName  = "/theseus.agent.v1.Agent/Checkpoint"
+	Agent_Await_FullMethodName       = "/theseus.agent.v1.Agent/Await"
 	Agent_Drain_FullMethodName       = "/theseus.agent.v1.Agent/Drain"
 	Agent_Acknowledge_FullMethodName = "/theseus.agent.v1.Agent/Acknowledge"
 	Agent_Undrain_FullMethodName     = "/theseus.agent.v1.Agent/Undrain"
@@ -73,8 +74,11 @@ type AgentClient interface {
 	Follow(ctx context.Context, in *FollowRequest, opts ...grpc.CallOption) (*FollowReply, error)
 	// Checkpoint runs CHECKPOINT on the primary.
 	Checkpoint(ctx context.Context, in *CheckpointRequest, opts ...grpc.CallOption) (*CommandReply, error)
+	// Await waits, while clients go on as ever, until the transactions of theirs that are open now have finished, for
+	// timeout_ms at most, and answers how many of them are left.
+	Await(ctx context.Context, in *AwaitRequest, opts ...grpc.CallOption) (*AwaitReply, error)
 	// Drain announces draining in the status, so that gateways pause; waits up to timeout_ms for open transactions
-	// of clients to finish; then answers how many are left.
+	// of clients to finish; then answers how many were left.
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainReply, error)
 	// Acknowledge is how a gateway that watches with acknowledges set says that it has paused (after draining was
 	// announced) and lets no transaction through. Drain waits for it.
@@ -212,6 +216,16 @@ func (c *agentClient) Checkpoint(ctx context.Context, in *CheckpointRequest, opt
 	return out, nil
 }
 
+func (c *agentClient) Await(ctx context.Context, in *AwaitRequest, opts ...grpc.CallOption) (*AwaitReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AwaitReply)
+	err := c.cc.Invoke(ctx, Agent_Await_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *agentClient) Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(DrainReply)
@@ -320,8 +334,11 @@ type AgentServer interface {
 	Follow(context.Context, *FollowRequest) (*FollowReply, error)
 	// Checkpoint runs CHECKPOINT on the primary.
 	Checkpoint(context.Context, *CheckpointRequest) (*CommandReply, error)
+	// Await waits, while clients go on as ever, until the transactions of theirs that are open now have finished, for
+	// timeout_ms at most, and answers how many of them are left.
+	Await(context.Context, *AwaitRequest) (*AwaitReply, error)
 	// Drain announces draining in the status, so that gateways pause; waits up to timeout_ms for open transactions
-	// of clients to finish; then answers how many are left.
+	// of clients to finish; then answers how many were left.
 	Drain(context.Context, *DrainRequest) (*DrainReply, error)
 	// Acknowledge is how a gateway that watches with acknowledges set says that it has paused (after draining was
 	// announced) and lets no transaction through. Drain waits for it.
@@ -379,6 +396,9 @@ func (UnimplementedAgentServer) Follow(context.Context, *FollowRequest) (*Follow
 }
 func (UnimplementedAgentServer) Checkpoint(context.Context, *CheckpointRequest) (*CommandReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Checkpoint not implemented")
+}
+func (UnimplementedAgentServer) Await(context.Context, *AwaitRequest) (*AwaitReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Await not implemented")
 }
 func (UnimplementedAgentServer) Drain(context.Context, *DrainRequest) (*DrainReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Drain not implemented")
@@ -595,6 +615,24 @@ func _Agent_Checkpoint_Handler(srv interface{}, ctx context.Context, dec func(in
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Agent_Await_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AwaitRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).Await(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_Await_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).Await(ctx, req.(*AwaitRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Agent_Drain_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(DrainRequest)
 	if err := dec(in); err != nil {
@@ -756,6 +794,10 @@ var Agent_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Checkpoint",
 			Handler:    _Agent_Checkpoint_Handler,
+		},
+		{
+			MethodName: "Await",
+			Handler:    _Agent_Await_Handler,
 		},
 		{
 			MethodName: "Drain",

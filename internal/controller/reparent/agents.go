@@ -256,10 +256,24 @@ func (a *agents) Checkpoint(ctx context.Context, instance string, term uint64) e
 	})
 }
 
-// Drain implements reparent.Agents.
-func (a *agents) Drain(ctx context.Context, instance string, term uint64, timeout time.Duration) (open int, err error) {
+// Await implements reparent.Agents.
+func (a *agents) Await(ctx context.Context, instance string, term uint64, timeout time.Duration) (open int, asked time.Time, err error) {
 	err = a.call(ctx, instance, term, func(ctx context.Context, c agentpb.AgentClient) error {
-		r, err := c.Drain(ctx, &agentpb.DrainRequest{Term: term, TimeoutMs: timeout.Milliseconds()})
+		r, err := c.Await(ctx, &agentpb.AwaitRequest{Term: term, TimeoutMs: timeout.Milliseconds()})
+		open, asked = int(r.GetOpenTransactions()), time.UnixMicro(r.GetAskedUnixUs())
+		return err
+	})
+	return open, asked, err
+}
+
+// Drain implements reparent.Agents.
+func (a *agents) Drain(ctx context.Context, instance string, term uint64, timeout time.Duration, overdue time.Time) (open int, err error) {
+	req := &agentpb.DrainRequest{Term: term, TimeoutMs: timeout.Milliseconds()}
+	if !overdue.IsZero() {
+		req.OverdueUnixUs = overdue.UnixMicro()
+	}
+	err = a.call(ctx, instance, term, func(ctx context.Context, c agentpb.AgentClient) error {
+		r, err := c.Drain(ctx, req)
 		open = int(r.GetOpenTransactions())
 		return err
 	})

@@ -191,6 +191,11 @@ func (m *member) Checkpoint(ctx context.Context, r *agentpb.CheckpointRequest, _
 	return &agentpb.CommandReply{Status: st}, err
 }
 
+func (m *member) Await(ctx context.Context, r *agentpb.AwaitRequest, _ ...grpc.CallOption) (*agentpb.AwaitReply, error) {
+	_, err := m.do(ctx, "Await", r.GetTerm(), nil)
+	return &agentpb.AwaitReply{}, err
+}
+
 func (m *member) Drain(ctx context.Context, r *agentpb.DrainRequest, _ ...grpc.CallOption) (*agentpb.DrainReply, error) {
 	m.f.mu.Lock()
 	m.f.drained = append(m.f.drained, time.Duration(r.GetTimeoutMs())*time.Millisecond)
@@ -301,7 +306,7 @@ func inFleet(t *testing.T, test func(t *testing.T, f *fleet)) {
 
 // An emergency does not wait for a planned reparent that waits for the very primary that needs one.
 func TestAnEmergencyDoesNotWaitForAPlannedReparent(t *testing.T) {
-	for _, command := range []string{"Checkpoint", "Drain"} {
+	for _, command := range []string{"Await", "Checkpoint", "Drain"} {
 		t.Run("of its own, frozen at "+command, func(t *testing.T) {
 			inFleet(t, func(t *testing.T, f *fleet) {
 				leader := f.replica("one", true)

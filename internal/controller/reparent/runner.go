@@ -158,7 +158,8 @@ func (r *Runner) run(ctx context.Context, key types.NamespacedName, req reparent
 	if req.Spent, err = r.spent(ctx, sh, req.Term, req.Instances); err != nil {
 		return reparent.Result{}, err
 	}
-	req.Limits.Drain = drainLimit(&sh.Spec.Template, req.Limits.Drain)
+	asked := req.Limits.WithDefaults()
+	req.Limits.Patience, req.Limits.Drain = asked.Patience, drainLimit(&sh.Spec.Template, asked.Drain)
 	req.Size = max(int(sh.Spec.Template.Instances)-1, 0)
 	req.Coordinator = r.coordinator()
 	calls.coordinator = req.Coordinator
@@ -179,7 +180,7 @@ func (r *Runner) run(ctx context.Context, key types.NamespacedName, req reparent
 	}
 	j := &journal{
 		client: r.Client, live: r.Live, clock: r.Clock, log: r.Log.WithValues("shard", key), shard: sh,
-		drain: req.Limits.Drain, observe: observe, entries: map[uint64]*entry{},
+		drain: asked.Drain, observe: observe, entries: map[uint64]*entry{},
 	}
 	c := reparent.Coordinator{
 		Records: &records{live: r.Live, write: r.Client, key: key, clock: r.Clock},
@@ -195,15 +196,14 @@ func (r *Runner) run(ctx context.Context, key types.NamespacedName, req reparent
 	return result, nil
 }
 
-// drainLimit is how long open transactions may take to finish, of what was asked for. Gateways hold their clients for
+// drainLimit is how long clients may be paused for transactions to finish, of what was asked for. Gateways hold their clients for
 // maxPause and then let them through again, whatever they were asked. A drain that is still under way then, or whose primary
 // has not stopped yet, would end the transactions of those: so it takes half of that time at most.
 func drainLimit(spec *v1alpha1.DatabaseSpec, asked time.Duration) time.Duration {
-	limit := reparent.Limits{Drain: asked}.WithDefaults().Drain
 	if most := spec.Gateway.MaxPause.Duration / 2; most > 0 && ptr.Deref(spec.Gateway.Enabled, true) {
-		limit = min(limit, most)
+		return min(asked, most)
 	}
-	return limit
+	return asked
 }
 
 func (r *Runner) announce(sh *v1alpha1.Shard, req *reparent.Request, res reparent.Result) {
