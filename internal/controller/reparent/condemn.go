@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -55,11 +56,13 @@ func (e *Emergency) condemnOld(ctx context.Context, log logr.Logger, sh *v1alpha
 	if res.Outcome != reparent.Succeeded || j.Subject == "" || res.NewPrimary == j.Subject {
 		return
 	}
-	for i := range o.Instances {
-		if in := &o.Instances[i]; in.Name == j.Subject && (j.Verdict == verdict.PrimaryStalled || e.Runner.Params.Misbehaves(o, *in)) {
-			e.condemn(ctx, log, sh, j.Subject, j.Verdict, j.Why)
-		}
+	if j.Verdict == verdict.PrimaryStalled || e.misbehaves(o, j.Subject) {
+		e.condemn(ctx, log, sh, j.Subject, j.Verdict, j.Why)
 	}
+}
+
+func (e *Emergency) misbehaves(o verdict.Observed, name string) bool {
+	return slices.ContainsFunc(o.Instances, func(i verdict.Instance) bool { return i.Name == name && e.Runner.Params.Misbehaves(o, i) })
 }
 
 // Suspects are the standbys of the shard that do not belong into the cohort by the last look, and why.

@@ -267,7 +267,10 @@ func (e *Emergency) act(ctx context.Context, log logr.Logger, key types.Namespac
 	}
 	log.Info("acting", "verdict", j.Verdict, "subject", j.Subject, "action", j.Action, "why", j.Why)
 	if j.Action == verdict.PRS {
-		req.Kind, req.Limits.Checkpoint, req.Limits.Patience = reparent.Planned, sickCheckpoint, -1
+		req.Kind, req.Limits.Checkpoint = reparent.Planned, sickCheckpoint
+		if e.misbehaves(o, j.Subject) {
+			req.Limits.Patience = -1 // clients had better wait than go on with it
+		}
 		req.NoCheckpoint = j.Verdict == verdict.DiskFull
 		res, err := e.Runner.run(ctx, key, req, calls)
 		if err == nil && (res.Outcome == reparent.Succeeded || res.Outcome == reparent.Overtaken) {

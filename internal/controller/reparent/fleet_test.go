@@ -38,6 +38,7 @@ type fleet struct {
 	mu      sync.Mutex
 	agents  map[string]*member
 	drained []time.Duration // how long the drains may have taken
+	awaited int             // how often open transactions were waited for
 	late    time.Duration   // how long pushed statuses are under way
 }
 
@@ -192,6 +193,9 @@ func (m *member) Checkpoint(ctx context.Context, r *agentpb.CheckpointRequest, _
 }
 
 func (m *member) Await(ctx context.Context, r *agentpb.AwaitRequest, _ ...grpc.CallOption) (*agentpb.AwaitReply, error) {
+	m.f.mu.Lock()
+	m.f.awaited++
+	m.f.mu.Unlock()
 	_, err := m.do(ctx, "Await", r.GetTerm(), nil)
 	return &agentpb.AwaitReply{}, err
 }
@@ -385,6 +389,7 @@ func TestAFullPrimaryIsMovedAwayFromWithoutALeader(t *testing.T) {
 				require.Equal(t, v1alpha1.OutcomeSucceeded, prs.Status.Outcome, prs.Status.Message)
 				require.Equal(t, v1alpha1.ReparentPlanned, prs.Spec.Kind)
 				require.Equal(t, string(verdict.DiskFull), prs.Spec.Reason)
+				require.Zero(t, f.awaited, "clients of a full volume get errors")
 				require.GreaterOrEqual(t, took, tc.atLeast)
 				require.Less(t, took, tc.below)
 				time.Sleep(10 * time.Second)
