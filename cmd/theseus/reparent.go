@@ -49,6 +49,7 @@ func newReparentCommand() *cobra.Command {
 	f.StringVar(&v.Spec.To, "to", "", "instance to promote (default: the best candidate)")
 	f.StringVar(&v.Spec.AwayFrom, "away-from", "", "instance that must not be the primary afterwards")
 	f.StringVar(&v.Spec.ExpectPrimary, "expect-primary", "", "refuse when another instance is the primary")
+	f.DurationVar(&v.Spec.DrainTimeout.Duration, "drain-timeout", 0, "how long open transactions may take to finish before they are ended, up to 1m (default 3s)")
 	f.BoolVar(&emergency, "emergency", false, "do not ask the old primary for anything")
 	f.DurationVar(&v.Wait, "wait", 2*time.Minute, "for the outcome; 0 returns at once")
 	v.Spec.Reason = "Requested"

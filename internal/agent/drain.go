@@ -53,11 +53,12 @@ func (a *Agent) Await(ctx context.Context, req *agentpb.AwaitRequest) (*agentpb.
 	}
 }
 
-// Drain implements the RPC. Sessions that still have a transaction open at the end are terminated: never cancelled,
-// because cancelling one that waits for acknowledgement would tell its client that it was committed.
+// Drain implements the RPC. Sessions whose transaction is overdue are terminated at once, and those that still have one open at
+// the end, then: never cancelled, because cancelling one that waits for acknowledgement would tell its client that it was
+// committed.
 //
 // A coordinator that dies leaves a drain behind, and clients waiting. One that dies while it waits takes its call along:
-// the drain is taken back at once, and nobody is terminated. After that it is taken back when the lease ends.
+// the drain is taken back at once, and nobody else is terminated. After that it is taken back when the lease ends.
 func (a *Agent) Drain(ctx context.Context, req *agentpb.DrainRequest) (*agentpb.DrainReply, error) {
 	st := a.snapshot()
 	if err := st.leads(req.GetTerm()); err != nil {
@@ -108,7 +109,7 @@ func (a *Agent) terminate(ctx context.Context, begunBefore time.Time) (int, erro
 // awaitQuiet waits until gateways have paused and no client has a transaction open, or limit ends. Clients that go past the
 // gateways are told nothing and never stop beginning transactions; while everybody else is kept waiting, what they
 // begin after the gateways have paused is not waited for. When a gateway lets its clients through again, because it has held
-// them for as long as it may, there will be no quiet: the drain has failed, and nobody is terminated for it.
+// them for as long as it may, there will be no quiet: the drain has failed, and nobody else is terminated for it.
 func (a *Agent) awaitQuiet(limit context.Context, term uint64) (pending int, err error) {
 	var quietSince, paused time.Time
 	for limit.Err() == nil {

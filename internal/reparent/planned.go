@@ -12,7 +12,7 @@ import (
 )
 
 // plan makes sure that a planned reparent will succeed, without disturbing anything: it chooses the candidate, opens the
-// term, has the primary write a checkpoint and the candidate catch up. Failing here is a refusal.
+// term, lets transactions finish, has the primary write a checkpoint and the candidate catch up. Failing here is a refusal.
 func (r *run) plan(ctx context.Context) error {
 	statuses := r.statuses(ctx)
 	st, ok := statuses[r.old]
@@ -27,7 +27,7 @@ func (r *run) plan(ctx context.Context) error {
 		return err
 	}
 	end := r.phase(PhasePrepare)
-	r.await(ctx)
+	overdue := r.await(ctx)
 	checkpoint := "no checkpoint"
 	if !r.req.NoCheckpoint {
 		checkpoint = "checkpoint written"
@@ -40,7 +40,7 @@ func (r *run) plan(ctx context.Context) error {
 	for _, c := range candidates {
 		if r.caughtUp(ctx, c, deadline) {
 			r.prefer = c
-			end("%s will take over; %s, it has caught up", c, checkpoint)
+			end("%s will take over; %s, it has caught up%s", c, checkpoint, overdue)
 			return nil
 		}
 		refused = append(refused, c+" did not catch up in time")
@@ -50,22 +50,25 @@ func (r *run) plan(ctx context.Context) error {
 }
 
 // await gives the transactions that are open already their time while nobody waits for them: a session that sits in one, or a
-// long query, would keep all others from working for as long. The drain ends those that are left at once. An agent that does not
-// know how to tell is drained without.
-func (r *run) await(ctx context.Context) {
+// long query, would keep all others from working for as long. The drain ends those that are left at once; of these it tells. An
+// agent that does not know how to tell is drained without.
+func (r *run) await(ctx context.Context) string {
 	if r.lim.Patience < 0 {
-		return
+		return ""
 	}
-	overdue, err := one(ctx, r.Runtime, r.lim.Patience+r.lim.Store, func(ctx context.Context) (time.Time, error) {
-		open, asked, err := r.Agents.Await(ctx, r.old, r.oldTerm, r.lim.Patience)
-		if open == 0 {
-			asked = time.Time{}
-		}
-		return asked, err
+	type answer struct {
+		open  int
+		asked time.Time
+	}
+	a, err := one(ctx, r.Runtime, r.lim.Patience+r.lim.Store, func(ctx context.Context) (a answer, err error) {
+		a.open, a.asked, err = r.Agents.Await(ctx, r.old, r.oldTerm, r.lim.Patience)
+		return a, err
 	})
-	if err == nil {
-		r.overdue = overdue
+	if err != nil || a.open == 0 {
+		return ""
 	}
+	r.overdue = a.asked
+	return fmt.Sprintf("; open transactions that did not finish within %v: %d", r.lim.Patience, a.open)
 }
 
 // statuses asks everybody at once. Who does not answer is not in the result.

@@ -2,6 +2,7 @@ package reparent
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,6 +20,9 @@ func TestOpenTransactionsAreAwaitedBeforeAnybodyIsDisturbed(t *testing.T) {
 		require.Equal(t, begun, f.overdue.Truncate(time.Second))
 		require.Greater(t, time.Since(begun), 20*time.Second)
 		require.Less(t, res.WriteUnavailable, time.Second)
+		require.True(t, slices.ContainsFunc(f.phases, func(p Phase) bool {
+			return strings.HasSuffix(p.Message, "; open transactions that did not finish within 20s: 1")
+		}))
 		require.Less(t, slices.Index(f.calls, "Await p"), slices.Index(f.calls, "Checkpoint p"), "which is the younger for it")
 	})
 	bubble(t, "they end", func(t *testing.T) {
