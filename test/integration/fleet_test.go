@@ -378,6 +378,10 @@ func (c *agentClient) Checkpoint(ctx context.Context, req *agentpb.CheckpointReq
 	return reply(c.do(ctx, req.GetTerm(), func(*agent) error { return nil }))
 }
 
+func (c *agentClient) Await(ctx context.Context, req *agentpb.AwaitRequest, _ ...grpc.CallOption) (*agentpb.AwaitReply, error) {
+	return &agentpb.AwaitReply{}, c.do(ctx, req.GetTerm(), func(*agent) error { return nil })
+}
+
 func (c *agentClient) Drain(ctx context.Context, req *agentpb.DrainRequest, _ ...grpc.CallOption) (*agentpb.DrainReply, error) {
 	err := c.do(ctx, req.GetTerm(), func(a *agent) error { a.st.Draining = true; return nil })
 	return &agentpb.DrainReply{}, err
