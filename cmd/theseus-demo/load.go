@@ -55,8 +55,9 @@ func startWriting(ctx context.Context, kit *labkit.Kit, first story.Part) (*writ
 	w := &writing{out: filepath.Join(dir, "load.json"), exited: make(chan struct{})}
 	w.seen.begin(first)
 	w.cmd = exec.Command(kit.Bin("lab"), "--name", kit.LabName, "client", "--", kit.Bin("theseus-load"),
-		"--interval", "10ms", "--timeout", "20s", "--max-lifetime", "10s", "--out", w.out)
-	// As pools do it: connections end by themselves before a gateway that leaves ends them.
+		"--interval", "10ms", "--timeout", "5s", "--connect-timeout", "2s", "--max-lifetime", "10s", "--out", w.out)
+	// As pools do it: connections end by themselves before a gateway that leaves ends them. And as clients of a machine that may
+	// lose power must: nobody but they can end a connection to it.
 	// The password travels in the environment, where other users cannot read it.
 	w.cmd.Env = append(os.Environ(), "DATABASE_URL="+u.String())
 	// Its own process group: Ctrl-C is for the demo, which then ends the load in order.
