@@ -8,7 +8,7 @@
 //
 // Two things start a reparent. The emergency runner, on every replica of the operator, has package verdict judge each
 // shard whenever something changed and ten times a second while something is suspicious; it confirms a bad verdict with
-// fresh statuses and acts: the leader at once, another replica a little later. A planned reparent under way in the same process is taken back for it. The controller, on the
-// elected leader, carries out the Reparents people create, closes the journals of coordinators that died, and removes old
-// ones.
+// fresh statuses and acts: the leader at once, another replica a little later. A planned reparent under way in the same
+// process is taken back for it. The controller, on the elected leader, carries out the Reparents people create, closes the
+// journals of coordinators that died, and removes old ones.
 package reparent

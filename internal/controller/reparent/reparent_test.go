@@ -288,6 +288,7 @@ func TestADrainIsOverBeforeGatewaysLoseTheirPatience(t *testing.T) {
 		maxPause, asked, want time.Duration
 		off                   bool
 	}{
+		"the defaults":                {maxPause: 15 * time.Second, asked: reparent.Limits{}.WithDefaults().Drain, want: 3 * time.Second},
 		"a long one":                  {maxPause: 15 * time.Second, asked: time.Minute, want: 7500 * time.Millisecond},
 		"a short one":                 {maxPause: 15 * time.Second, asked: time.Second, want: time.Second},
 		"gateways with no patience":   {maxPause: time.Second, asked: 3 * time.Second, want: 500 * time.Millisecond},
